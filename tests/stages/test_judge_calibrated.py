@@ -12,7 +12,7 @@ import pytest
 from judged_runs import WORKS, run_of, shards
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig, load_config
-from selfeval.errors import ConfigError, RunFolderError
+from selfeval.errors import ConfigError, LoopError, RunFolderError
 from selfeval.judging.calibrated import calibrated, looks_of
 from selfeval.judging.protocol import Judgement, state_of
 from selfeval.quality.judge_calibration import Calibration, fit_to_consistency
@@ -117,8 +117,13 @@ def test_the_judge_of_the_run_is_calibrated_and_the_referee_is_not(finished: Con
     assert type(run.judge("referee")).__name__ == "PairwiseJudge"
 
 
-def test_a_judge_without_consistency_keeps_nothing(tmp_path: Path) -> None:
+def test_a_judge_without_consistency_ends_the_run_early_and_keeps_nothing(tmp_path: Path) -> None:
     run = calibrated_run(tmp_path / "run", seed=0)
+    with pytest.raises(LoopError, match=r"agree in .* \(interval .*, n = 64\) of 64 pairs, which chance explains"):
+        verdicts.run(run)
+    assert not run.store.shards("verdicts")
+    run.store.close()
+    run = run_of(tmp_path / "run", SETTINGS, count=COUNT, force=True)
     counts = verdicts.run(run)
     assert (counts["judged"], counts["kept"]) == (COUNT, 0)
     assert {verdict.probability for verdict in run.store.read("verdicts", Verdict)} == {0.5}

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfeval.config import CombinedConfig, VerdictsConfig
+from selfeval.errors import LoopError
+from selfeval.evaluation.verdicts import is_consistent
 from selfeval.judging.calibrated import calibrated, looks_of
 from selfeval.judging.judges.combined import fit_members, pool_members
 from selfeval.judging.protocol import JudgeFit, Judgement, state_of
 from selfeval.quality.judge_calibration import FEWEST_PAIRS, Calibration, fit_to_consistency
-from selfeval.quality.statistics import rounded
+from selfeval.quality.statistics import proportion, rounded
 from selfeval.records import CombinedEvidence, Verdict
+from selfeval.report.figures import describe
+from selfeval.report.summary import OTHER_JUDGES
 from selfeval.runs.judge_fit import FIT_FILE, has_fit, read_fit
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, ShardOutput, Work
@@ -113,6 +117,10 @@ def calibrate(context: Context, pairs: Sequence[Any], work: Work[Any]) -> tuple[
 
     Returns:
         The fit, and the batches that were judged, whole shards, with verdicts that are not calibrated yet.
+
+    Raises:
+        LoopError: no verdict would be kept, because the orders agree no more often than by chance, and the user has not forced
+            the run. Only in round 1: later rounds have the pairs of earlier ones.
     """
     config = context.config.verdicts
     shards = -(-min(config.calibration.pairs, len(pairs)) // config.shard)
@@ -122,6 +130,8 @@ def calibrate(context: Context, pairs: Sequence[Any], work: Work[Any]) -> tuple[
     values = None if found is None else vars(found)
     context.store.write_json(context.store.root / FIT_FILE, {"calibration": values, "pairs": len(verdicts)})
     context.terminal.note(f"verdicts: {_described(found, len(verdicts))}")
+    if found is not None and not max(found.slope, found.truncated_slope) and not context.force and not context.earlier:
+        raise LoopError(_without_consistency(verdicts))
     return JudgeFit(calibration=found), judged
 
 
@@ -139,6 +149,15 @@ def _described(found: Calibration | None, pairs: int) -> str:
     return (
         f"calibrated on the agreement of both orders of {pairs} pairs: log-odds times {found.slope:.2g} "
         f"({found.truncated_slope:.2g} after a chain of thought that was cut off), position bias {found.bias:+.2f}"
+    )
+
+
+def _without_consistency(verdicts: Sequence[Verdict]) -> str:
+    agree = proportion([found for verdict in verdicts if (found := is_consistent(verdict)) is not None])
+    return (
+        f"both orders of the judge agree in {describe(agree)} of {len(verdicts)} pairs, which chance explains, so no verdict "
+        f"would be kept. Use another judge (verdicts.judge), a stronger model (model), or set verdicts.calibration.method = off; "
+        f"{OTHER_JUDGES}. Finished stages are kept. To judge all pairs anyway, rerun the same command with --force"
     )
 
 
