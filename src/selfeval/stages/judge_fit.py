@@ -156,7 +156,7 @@ def _without_consistency(verdicts: Sequence[Verdict]) -> str:
     agree = proportion([found for verdict in verdicts if (found := is_consistent(verdict)) is not None])
     return (
         f"both orders of the judge agree in {describe(agree)} of {len(verdicts)} pairs, which chance explains, so no verdict "
-        f"would be kept. Use another judge (verdicts.judge), a stronger model (model), or set verdicts.calibration.method = off; "
+        f"would be kept. Use another judge (verdicts.judge) or a stronger model, or set verdicts.calibration.method=off; "
         f"{OTHER_JUDGES}. Finished stages are kept. To judge all pairs anyway, rerun the same command with --force"
     )
 
