@@ -676,11 +676,7 @@ def check_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-_PROBABILITIES = {
-    "as it is": "as they are",
-    "on consistency": "calibrated on consistency",
-    "on labels": "calibrated on other labels",
-}
+_PROBABILITIES = {"as it is": "no", "on consistency": "on consistency", "on labels": "on other labels"}
 
 
 def human_labels_table() -> str:
@@ -689,10 +685,10 @@ def human_labels_table() -> str:
         return "`python benchmarks/human_labels.py` has no results yet.\n"
     found = _load("human_labels")
     lines = [
-        f"By `{found['command']}`: {found['model']}, pairs drawn at random, no reasoning, verdicts kept from a confidence of 0.8 on. "
-        "95% intervals.",
+        f"By `{found['command']}`: {found['model']}, pairs drawn at random, without reasoning, verdicts kept from a "
+        "confidence of 0.8 on. 95% intervals.",
         "",
-        "| pairs | judge | probabilities | agreement with people | both orders agree | kept | agreement on these | calibration error |",
+        "| pairs | judge | calibrated | agreement with people | orders agree | kept | agreement on these | calibration error |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, data in found["sets"].items():
