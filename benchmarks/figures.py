@@ -74,6 +74,18 @@ def _row(label: str, runs: list[dict[str, Any]], name: str, percent: bool) -> st
     return f"| {label} | {write(statistics.median(values))} | {spread} | {write(low)} to {write(high)} | {n:,} |"
 
 
+def _pooled_row(label: str, runs: list[dict[str, Any]], name: str) -> str:
+    """Return a row of the cases of all runs. Runs have different questions, so their cases are independent."""
+    right, n = (sum(round(value) for value in values) for values in zip(*_counts(runs, name), strict=True))
+    found = _share(right / n, n)
+    low, high = (f"{100 * found[key]:.1f}%" for key in ("ci_low", "ci_high"))
+    return f"| {label} | {100 * found['value']:.1f}% | | {low} to {high} | {n:,} |"
+
+
+def _counts(runs: list[dict[str, Any]], name: str) -> list[tuple[float, int]]:
+    return [(run[name]["value"] * run[name]["n"], run[name]["n"]) for run in runs]
+
+
 def table() -> str:
     """Return the table of the README, from results/loop.json."""
     loop = _load("loop")
@@ -87,6 +99,7 @@ def table() -> str:
         "| | median | over seeds | intervals | n |",
         "|---|---|---|---|---|",
         *(_row(label, runs, name, percent=True) for label, name in _ROWS if name in runs[0]),
+        _pooled_row("evaluator picks the right one, the pairs of all seeds together", runs, "evaluator_gold"),
         *(_row(label, runs, name, percent=False) for label, name in _PLAIN),
         "| seconds for the whole loop, while other programs shared the two cores | "
         f"{statistics.median(seconds):.0f} | {min(seconds):.0f} to {max(seconds):.0f} | | |",
