@@ -157,6 +157,11 @@ def test_settings_are_part_of_the_key_and_checked() -> None:
         return stage_keys(load_config(None, {}, given), [])["verdicts"]
 
     section = "verdicts.calibration"
-    assert len({key(), key(f"{section}.method=off"), key(f"{section}.pairs=64"), key(f"{section}.bias=1")}) == 4
+    off, given = f"{section}.method=off", f"{section}.method=given"
+    assert len({key(), key(off), key(f"{section}.pairs=64"), key(given), key(given, f"{section}.bias=1")}) == 5
+    # What has no effect reruns nothing.
+    assert key(off, f"{section}.pairs=64", f"{section}.bias=1") == key(off)
+    assert key(given, f"{section}.pairs=64") == key(given)
+    assert key("verdicts.judge=pointwise") == key("verdicts.judge=pointwise", off)
     with pytest.raises(ConfigError, match=r"slope: .* greater than or equal to 0"):
         load_config(None, {}, [f"{section}.slope=-1"])

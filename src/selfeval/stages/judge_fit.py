@@ -25,7 +25,7 @@ from selfeval.runs.judge_fit import FIT_FILE, has_fit, read_fit
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, ShardOutput, Work
 
-__all__ = ["Judged", "calibrate", "calibrated_verdict", "estimate_accuracies", "known_fit", "members_of", "pooled_again"]
+__all__ = ["Judged", "calibrate", "calibrated_verdict", "estimate_accuracies", "fitted_again", "known_fit", "members_of"]
 
 Judged = list[tuple[Batch[Any], ShardOutput]]
 
@@ -86,14 +86,17 @@ def estimate_accuracies(context: Context, combined: CombinedConfig, pairs: Seque
     return JudgeFit(accuracies=accuracies)
 
 
-def pooled_again(verdicts: Sequence[Verdict], fitted_on: Sequence[Verdict], config: VerdictsConfig) -> list[Verdict]:
-    """Return the verdicts with accuracies that are estimated from all verdicts at hand.
+def fitted_again(verdicts: Sequence[Verdict], fitted_on: Sequence[Verdict], config: VerdictsConfig) -> list[Verdict]:
+    """Return the verdicts with a fit to all verdicts at hand, as a run has it of its first pairs.
 
     Args:
-        verdicts: verdicts of any judge; those of one that is not combined are returned as they are.
-        fitted_on: verdicts of the same judge, from which the accuracies are estimated.
+        verdicts: verdicts of any judge; those of one with nothing to estimate are returned as they are.
+        fitted_on: verdicts of the same judge, from which accuracies or a calibration are estimated.
         config: settings of the verdicts.
     """
+    if config.fits_consistency:
+        found = _fitted(fitted_on, config)
+        return [calibrated_verdict(verdict, found, config) for verdict in verdicts]
     accuracies = fit_members(members_of(fitted_on))
 
     def pooled(verdict: Verdict) -> Verdict:
