@@ -36,7 +36,7 @@ from selfeval.stages.judge_fit import calibrated_verdict
 from selfeval.stages.terminal import Terminal
 
 JUDGES = ("pairwise", "pointwise")
-SETTINGS = ("verdicts.reasoning=false", "backbone.device=cpu", "backbone.precision=fp32")
+SETTINGS = ("verdicts.reasoning=false", "backbone.device=cpu", "backbone.precision=fp32", "backbone.rollout_batch_size=8")
 FOLDS = 5
 
 
