@@ -123,6 +123,13 @@ def test_exchanging_the_replies_exchanges_their_probabilities() -> None:
             one, other = Looks((first, second), truncated), Looks((-second, -first), truncated)
             assert found.probability(one) == pytest.approx(1 - found.probability(other))
     assert found.probability(Looks((1.0,))) == pytest.approx(1 / (1 + math.exp(-0.4)))
+    assert found.probability(Looks((1.0,), truncated=True)) == pytest.approx(1 / (1 + math.exp(-0.1)))
+
+
+def test_labels_that_are_never_wrong_do_not_make_it_certain() -> None:
+    found = fit_to_labels([Looks((1.0,))] * 30 + [Looks((-1.0,))] * 30, [True] * 30 + [False] * 30)
+    assert found is not None
+    assert 1.0 < found.slope < 5.0  # without a prior, the largest that is allowed
 
 
 def test_too_few_pairs_fit_nothing() -> None:

@@ -104,6 +104,16 @@ def test_lost_shards_are_judged_to_the_same_bytes(
     assert judged == [*probed, *lost]  # none is judged twice
 
 
+def test_a_lost_fit_is_made_again(finished: Context, tmp_path: Path) -> None:
+    run, folder = calibrated_run(tmp_path / "run"), tmp_path / "run"
+    shutil.copytree(finished.store.root, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+    (folder / FIT_FILE).unlink()
+    (folder / "verdicts" / "shard-00004.jsonl").unlink()
+    verdicts.run(run)
+    assert shards(run) == shards(finished)
+    assert (folder / FIT_FILE).read_bytes() == (finished.store.root / FIT_FILE).read_bytes()
+
+
 def test_the_judge_of_the_run_is_calibrated_and_the_referee_is_not(finished: Context, tmp_path: Path) -> None:
     run = calibrated_run(tmp_path / "run")
     (tmp_path / "run" / FIT_FILE).write_bytes((finished.store.root / FIT_FILE).read_bytes())

@@ -183,8 +183,11 @@ def run(context: Context) -> dict[str, int]:
 
 
 def _write_calibrated(context: Context, fit: JudgeFit, judged: Judged) -> None:
-    """Write the shards from which the calibration was fitted: they need not be judged again."""
+    """Write the shards from which the calibration was fitted, but for finished ones: they need not be judged again."""
+    finished = {path.name for path in context.store.shards("verdicts")}
     for batch, output in judged:
+        if context.store.shard_path("verdicts", batch.index).name in finished:
+            continue
         verdicts = [calibrated_verdict(v, fit.calibration, context.config.verdicts) for v in output.records]
         pairs = [pair for pair in batch.records if not isinstance(pair, Drop)]
         drops = [pair for pair in batch.records if isinstance(pair, Drop)]
