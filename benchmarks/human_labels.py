@@ -35,14 +35,19 @@ from selfeval.records import VerdictState
 from selfeval.stages.judge_fit import calibrated_verdict
 from selfeval.stages.terminal import Terminal
 
-JUDGES = ("pairwise", "pointwise")
+JUDGES: dict[str, tuple[str, ...]] = {
+    "pairwise": (),
+    "pointwise": (),
+    "pointwise, any label mass": ("verdicts.label_mass=0",),
+}
+"""Judges and settings. The model rarely begins with a grade, so nearly all grades fall below the default of the label mass."""
 SETTINGS = ("verdicts.reasoning=false", "backbone.device=cpu", "backbone.precision=fp32", "backbone.rollout_batch_size=8")
 FOLDS = 5
 
 
-def judged(model: str, judge: str, pairs: Sequence[LabelledPair], output: Path) -> tuple[list[Case], VerdictsConfig]:
+def judged(model: str, name: str, pairs: Sequence[LabelledPair], output: Path) -> tuple[list[Case], VerdictsConfig]:
     """Judge pairs, or read what was judged; return them with the settings."""
-    subject = subject_of(model=model, judge=judge, settings=SETTINGS)
+    subject = subject_of(model=model, judge=name.partition(",")[0], settings=(*SETTINGS, *JUDGES[name]))
     with results_store(output, "judgements") as store:
         outcomes = judge_pairs(store, subject, pairs, Terminal())
     config = subject.config.verdicts
@@ -109,7 +114,9 @@ def main() -> None:
         pairs = [pair for pair in read_data(name, [options.data]) if pair.label is not None]
         picked, rows = sampled(pairs, options.limit, 0), {}
         for judge in JUDGES:
-            cases, config = judged(model, judge, picked, options.output / f"{name}-{judge}")
+            cases, config = judged(
+                model, judge, picked, options.output / f"{name}-{judge.replace(', ', '-').replace(' ', '-')}"
+            )
             calibrated, found = on_consistency(cases, config) if judge == "pairwise" else ([], None)
             rows[judge] = {
                 "as it is": figures(cases),
