@@ -20,8 +20,9 @@ import torch
 from selfeval import __version__
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
+from selfeval.backbone.merging import refuse_pooled
 from selfeval.backbone.precision import DTYPES
-from selfeval.backbone.role_files import load_role
+from selfeval.backbone.role_files import load_role, pooling_of
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LEARNERS, BackboneConfig, PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
@@ -120,6 +121,8 @@ def export_role(
     _refuse_links(folder, name, Path(config.model))
     check_files(folder, [folder / "roles" / name])
     _refuse_guided(folder / "roles" / name)
+    if merge:
+        refuse_pooled(name, pooling_of(read_json(folder / "roles" / name / "role.json"), folder / "roles" / name))
     target = free_folder(target)
     base = find_base(config.model, base_id)
     with _locked(target):
@@ -191,8 +194,9 @@ def _export(
         copy_templates(folder, part / "templates")
         if _reads_no_reference(folder / "roles" / name):
             templates = templates.without_reference_answer()
-        # Unmerged, an evaluator of an earlier layer fits no class of PEFT or transformers.
-        tokenizers = pick_tokenizers(backbone, name, templates, dialogue=merge or name not in backbone.roles.depths)
+        # Unmerged, an evaluator of an earlier layer fits no class of PEFT or transformers; neither does one of a mean.
+        is_plain = name not in backbone.roles.depths and name not in backbone.roles.poolings
+        tokenizers = pick_tokenizers(backbone, name, templates, dialogue=merge or is_plain)
         source = base.hub_id or config.model
         layout, agreement = _write_weights(backbone, name, part, tokenizers, source, MERGED_PRECISIONS[precision], merge)
         exported = Exported(target, name, layout, agreement, tokenizers, base)
@@ -306,6 +310,8 @@ def _describe(
         "temperature": temperature,
         "temperature_pairs": 0 if temperature is None or calibration is None else int(calibration.get("temperature_pairs", 0)),
         "layer": backbone.roles.depths.get(exported.role),
+        "rank": backbone.roles.ranks.get(exported.role),
+        "pooling": backbone.roles.poolings.get(exported.role, "last"),
         "bias": None if head is None else round(float(head.bias.detach()), 6),
         "pad": None if head is None else tokenizers.main.pad_token,
         "dialogue": tokenizers.dialogue,
