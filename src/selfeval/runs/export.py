@@ -35,7 +35,7 @@ from selfeval.runs.policy import GUIDE
 from selfeval.runs.reader import backbone_config
 from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.runs.templates import copy_templates, templates_of_run
-from selfeval.store import as_storage_error, check_files, read_json, read_run, write_json, writing
+from selfeval.store import as_storage_error, check_files, read_json, read_object, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
 
@@ -122,7 +122,7 @@ def export_role(
     check_files(folder, [folder / "roles" / name])
     _refuse_guided(folder / "roles" / name)
     if merge:
-        refuse_pooled(name, pooling_of(read_json(folder / "roles" / name / "role.json"), folder / "roles" / name))
+        _refuse_pooled(folder / "roles" / name)
     target = free_folder(target)
     base = find_base(config.model, base_id)
     with _locked(target):
@@ -234,6 +234,11 @@ def _refuse_guided(role_folder: Path) -> None:
             f"weights. Train it with a learner that changes the weights ({', '.join(_trainers())}), or export one of "
             "the guides"
         )
+
+
+def _refuse_pooled(role_folder: Path) -> None:
+    """Refuse to merge an evaluator that scores the mean over the reply."""
+    refuse_pooled(role_folder.name, pooling_of(read_object(role_folder / "role.json"), role_folder))
 
 
 def _trainers() -> list[str]:
