@@ -632,8 +632,9 @@ def options_table() -> str:
         f"{default['counts']['held_out']} are held out with the first seed; {default['accuracy']['n']:,} test pairs with one "
         f"right reply by gold, the longer one in {default['longer_is_right']['n']} and the shorter one in "
         f"{default['shorter_is_right']['n']}; attack replies to {found['attacked_questions']} questions. With several seeds, a "
-        "pair counts with the share of them that are right. Differences are paired by pair, and all intervals are over pairs, "
-        "not over seeds. Of calibration error and attacks: the median of the seeds, and the span of their intervals.",
+        "pair counts with the share of them that are right. Differences are paired by pair, of the same seeds, and all "
+        "intervals are over pairs, not over seeds. Of calibration error and attacks: the median of the seeds, and the span of "
+        "their intervals. Flipped labels are flipped in the held-out pairs too, to which the temperature is fitted.",
         "",
         "| setting | seeds | right | difference | to | right where the longer reply is | … the shorter one | calibration error "
         "| attacks below |",
@@ -657,7 +658,8 @@ def _span(figures: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "value": statistics.median(figure["value"] for figure in figures),
         "ci_low": min(figure["ci_low"] for figure in figures),
-        "ci_high": max(figure["ci_high"] for figure in figures),
+        # Student's interval of a share may reach beyond 1.
+        "ci_high": min(max(figure["ci_high"] for figure in figures), 1.0),
     }
 
 
