@@ -37,6 +37,7 @@ _HUMAN = _ROOT / "docs" / "concepts" / "judge-benchmark.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
+_EVALUATOR = _ROOT / "docs" / "algorithms" / "evaluator.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -634,6 +635,48 @@ def _interval(figure: dict[str, Any]) -> str:
     return f"{100 * figure['value']:.1f}% ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
 
 
+def options_table() -> str:
+    """Return the table of the options of the evaluator, from results/evaluator_options.json."""
+    if not _is_measured("evaluator_options"):
+        return "`python benchmarks/evaluator_options.py` has no results yet.\n"
+    found = _load("evaluator_options")
+    default = found["arms"]["default"]
+    lines = [
+        f"By `{found['command']}`: the embedded model; the same {found['pairs']} judged pairs for all rows, of which "
+        f"{default['counts']['held_out']} are held out with the first seed; {default['accuracy']['n']:,} test pairs with one "
+        f"right reply by gold, the longer one in {default['longer_is_right']['n']} and the shorter one in "
+        f"{default['shorter_is_right']['n']}; attack replies to {found['attacked_questions']} questions. With several seeds, a "
+        "pair counts with the share of them that are right. Differences are paired by pair, of the same seeds, and all "
+        "intervals are over pairs, not over seeds. Of calibration error and attacks: the median of the seeds, and the span of "
+        "their intervals. Flipped labels are flipped in the held-out pairs too, to which the temperature is fitted.",
+        "",
+        "| setting | seeds | right | difference | to | right where the longer reply is | … the shorter one | calibration error "
+        "| attacks below |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_option_line(name, row) for name, row in found["arms"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _option_line(name: str, row: dict[str, Any]) -> str:
+    is_default = name == "default"
+    against = ["", ""] if is_default else [_points(row["difference"]), row["against"]]
+    right = [_interval(row[key]) for key in ("accuracy", "longer_is_right", "shorter_is_right")]
+    others = [_interval(_span(row[key])) for key in ("calibration_errors", "attacks")]
+    cells = [str(len(row["accuracy_seeds"])), right[0], *against, *right[1:], *others]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _span(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median of the same figure of several seeds, and the span of their intervals."""
+    return {
+        "value": statistics.median(figure["value"] for figure in figures),
+        "ci_low": min(figure["ci_low"] for figure in figures),
+        # Student's interval of a share may reach beyond 1.
+        "ci_high": min(max(figure["ci_high"] for figure in figures), 1.0),
+    }
+
+
 def questions_table() -> str:
     """Return the tables of docs/concepts/questions.md, from results/real_model.json."""
     if not _is_measured("real_model"):
@@ -950,6 +993,7 @@ def main() -> None:
     _refresh(_JUDGING, word_problems_table(), options.check)
     _refresh(_HUMAN, human_labels_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
+    _refresh(_EVALUATOR, options_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)

@@ -479,13 +479,27 @@ def test_inputs_of_evaluators_repeat_and_are_recorded_only_if_set() -> None:
     read = [config.evaluator.input_of(member) for member in range(3)]
     assert [(one.layer, one.reference_answer) for one in read] == [(None, True), (2, False), (None, True)]
     assert config.evaluator.varies_reference
+    assert config.model_dump()["evaluator"]["inputs"][1] == {"layer": 2, "reference_answer": False}
     assert RunConfig.model_validate(config.model_dump(mode="json")).evaluator == config.evaluator
+
+
+def test_ranks_poolings_and_labels_are_recorded_only_if_set() -> None:
+    assert "labels" not in load_config(None, {}, ["evaluator.labels=soft"]).model_dump()["evaluator"]
+    inputs = "evaluator.inputs=[{rank = 4}, {pooling = 'mean'}]"
+    config = load_config(None, {}, ["evaluator.members=2", inputs, "evaluator.labels=hard"])
+    values = config.model_dump(mode="json")
+    assert values["evaluator"]["labels"] == "hard"
+    plain = {"layer": None, "reference_answer": True}
+    assert values["evaluator"]["inputs"] == [{**plain, "rank": 4}, {**plain, "pooling": "mean"}]
+    assert RunConfig.model_validate(values).evaluator == config.evaluator
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
         ("[{}, {}]", "inputs has 2 tables for 1 members"),
+        ("[{rank = 0}]", "evaluator.inputs.0.rank: got 0"),
+        ("[{pooling = 'max'}]", 'evaluator.inputs.0.pooling: got "max"'),
         ("[{layer = 0}]", "evaluator.inputs.0.layer: got 0"),
         ("[{layers = 2}]", 'unknown key "evaluator.inputs.0.layers"; did you mean "layer"'),
     ],

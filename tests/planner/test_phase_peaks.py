@@ -16,7 +16,7 @@ from policies import policy_config
 from selfeval.backbone import logprobs
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
-from selfeval.config import LEARNERS, RunConfig
+from selfeval.config import LEARNERS, EvaluatorConfig, RunConfig
 from selfeval.planner.phase_peaks import (
     Shape,
     ShapeLoop,
@@ -187,6 +187,27 @@ def test_the_evaluator_in_training_has_no_other_role_in_memory(loop: ShapeLoop) 
     own = sum(p.numel() * 4 for p in loop.backbone.roles.parameters("evaluator-0").values())
     assert alone["adapters"] == alone["gradients"] == own
     assert alone["optimizer"] < _update(loop)["optimizer"]
+
+
+def test_members_are_planned_with_their_ranks() -> None:
+    inputs = [{"rank": 4}, {"rank": 8, "pooling": "mean"}, {"rank": 8, "pooling": "mean"}]
+    config = _config().model_copy(update={"evaluator": EvaluatorConfig(members=3, inputs=inputs)})
+    varied = _loop(config)
+    # One trace per kind of member; rank 4 is that of the backbone.
+    assert varied.members == ("evaluator-0", "evaluator-1")
+    small, large = (evaluator_peak(varied.backbone, SHAPE, config.evaluator, role)["cpu"] for role in varied.members)
+    head = 4 * (32 + 1)
+    assert large["adapters"] - head == 2 * (small["adapters"] - head)
+    assert large["optimizer"] - small["optimizer"] == 2 * (large["adapters"] - small["adapters"])
+    # The critic is a copy of the first member.
+    shapes = {name: p.shape for name, p in varied.backbone.roles.adapter("critic").items()}
+    assert shapes == {
+        n.replace("evaluator-0", "critic"): p.shape for n, p in varied.backbone.roles.adapter("evaluator-0").items()
+    }
+    scored = score_peaks(varied, SHAPE, replies=8)["cpu"]
+    more = 2 * (large["adapters"] - small["adapters"])
+    alone = _loop(config.model_copy(update={"evaluator": EvaluatorConfig(members=3)}))
+    assert scored["adapters"] - score_peaks(alone, SHAPE, replies=8)["cpu"]["adapters"] == more
 
 
 def _fullest_update(loop: ShapeLoop) -> Peaks:

@@ -63,7 +63,7 @@ class Run:
         precision: str = "fp32",
         scaling: str = "none",
         special: tuple[str, ...] = (),
-        layer: int | None = None,
+        reading: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self.model = root / "run", root / "model"
         tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", *special))
@@ -81,7 +81,8 @@ class Run:
         self.config = RunConfig.model_validate(values)
         self.backbone = Backbone.load(self.config.model, self.config.backbone)
         for role in ("policy", EVALUATOR):
-            self.backbone.roles.add(role, seed=1, head=role == EVALUATOR, layer=layer if role == EVALUATOR else None)
+            own = (reading or {}) if role == EVALUATOR else {}
+            self.backbone.roles.add(role, seed=1, head=role == EVALUATOR, **own)
             tiny_models.scramble(self.backbone, role, seed=len(role))
             save_role(self.backbone, role, self.folder / "roles" / role)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
@@ -212,7 +213,7 @@ def test_an_evaluator_of_a_family_without_a_classifier(tmp_path: Path, monkeypat
 def test_an_evaluator_of_an_earlier_layer_scores_as_the_run_does(
     merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tmp_path, layer=1)
+    run = Run(tmp_path, reading={"layer": 1})
     done = run.export("evaluator", tmp_path / "out", merge=merge)
     # PEFT's classifier cannot stop at a layer, so the adapter is scored by this package.
     assert done.layout == ("classifier" if merge else "adapter and head")
@@ -222,6 +223,33 @@ def test_an_evaluator_of_an_earlier_layer_scores_as_the_run_does(
     if merge:
         assert AutoConfig.from_pretrained(done.folder).num_hidden_layers == 1
     assert (done.folder / "reward.py").is_file() == merge
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+def test_a_member_of_another_rank_scores_as_the_run_does(merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, reading={"rank": 2})
+    done = run.export("evaluator", tmp_path / "out", merge=merge)
+    # An adapter of any rank is one of PEFT, so other tools score with both layouts.
+    assert done.layout == ("classifier" if merge else "classifier adapter")
+    assert snippets_say(run, done.folder, monkeypatch) == pytest.approx([run.score()] * 2, abs=1e-4)
+    assert read_json(done.folder / "export.json")["rank"] == 2
+
+
+def test_a_member_that_pools_is_scored_by_this_package_and_not_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, reading={"rank": 2, "pooling": "mean"})
+    with monkeypatch.context() as patched:
+        # Refused before the base is loaded.
+        patched.delattr(Backbone, "load")
+        with pytest.raises(ExportError, match=r"evaluator-0 scores the mean of the hidden states .* without --merge"):
+            run.export("evaluator", tmp_path / "out", merge=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
+    done = run.export("evaluator", tmp_path / "out")
+    assert done.layout == "adapter and head"
+    assert only(snippets_say(run, done.folder, monkeypatch)) == pytest.approx(run.score(), abs=1e-5)
+    card = (done.folder / "README.md").read_text(encoding="utf-8")
+    assert "the mean over the tokens of the reply" in card
+    assert "at which the score is read" not in card
+    assert not (done.folder / "reward.py").exists()
 
 
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])

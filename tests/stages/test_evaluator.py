@@ -153,6 +153,24 @@ def test_members_read_different_layers_and_prompts(tmp_path: Path, backbone: Bac
     assert scores == pytest.approx(expected, abs=1e-5)
 
 
+def test_members_of_other_ranks_and_poolings_are_trained_scored_and_loaded(tmp_path: Path, backbone: Backbone) -> None:
+    run = run_of(tmp_path, backbone, members=2, inputs=[{"rank": 2}, {"pooling": "mean"}])
+    evaluator.run(run)
+    assert (backbone.roles.ranks, backbone.roles.poolings) == ({"evaluator-0": 2}, {"evaluator-1": "mean"})
+    prompt, reply = run.grade_prompt("q0", "What is 0 and 0?"), (20, 30, 40, 1)
+    before = run.scorer().each([prompt], [reply])[:, 0].tolist()
+    for role in backbone.roles.names:
+        backbone.roles.remove(role)
+    # The settings of the run are not read: a member is loaded from its folder alone.
+    plain = replace(run, config=RunConfig(evaluator={"members": 2}))
+    plain.__dict__.update(backbone=backbone, templates=run.templates)
+    assert plain.scorer().each([prompt], [reply])[:, 0].tolist() == pytest.approx(before, abs=1e-6)
+    # As PPO makes its critic.
+    backbone.roles.add("critic", copy_of="evaluator-0", head=True)
+    assert backbone.roles.ranks == {"evaluator-0": 2, "critic": 2}
+    assert abs(before[0] - before[1]) > 1e-3
+
+
 def test_early_stopping_measures_the_held_out_pairs(
     tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,10 +40,13 @@ def pairs(count: int, seed: int, label: float = 0.95) -> list[Preference]:
     return [Preference(Prompt(tuple(words(rng.randrange(1, 4)))), reply(LIKED), reply(DISLIKED), label) for _ in range(count)]
 
 
-def fresh(**changes: Any) -> Backbone:
+def fresh(reading: Mapping[str, Any] | None = None, **changes: Any) -> Backbone:
     backbone = tiny_models.backbone(**changes)
-    backbone.roles.add(EVALUATOR, head=True)
+    backbone.roles.add(EVALUATOR, head=True, **(reading or {}))
     return backbone
+
+
+OTHER = {"rank": 2, "pooling": "mean"}
 
 
 def train(
@@ -76,10 +79,30 @@ def test_it_learns_what_it_never_saw_the_replies_of(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == list(range(1, 41))
 
 
+def test_the_mean_over_a_reply_learns_too(tmp_path: Path) -> None:
+    backbone, held_out = fresh(OTHER), pairs(100, seed=2)
+    train(backbone, pairs(320, seed=1), tmp_path)
+    assert accuracy(backbone, held_out) > 0.9
+
+
 def test_labels_below_a_half_turn_the_preference_around(tmp_path: Path) -> None:
     backbone = fresh()
     train(backbone, pairs(320, seed=1, label=0.05), tmp_path)
     assert accuracy(backbone, pairs(100, seed=2)) < 0.1
+
+
+def test_hard_labels_train_as_labels_of_one() -> None:
+    weights = []
+    for label, labels in ((0.8, "hard"), (1.0, "soft"), (0.8, "soft")):
+        backbone = fresh()
+        tiny_models.scramble(backbone, EVALUATOR)
+        config = CONFIG.model_copy(update={"labels": labels, "margin": 0.5})
+        found = evaluator._step(backbone, EVALUATOR, pairs(6, seed=3, label=label), config, 4096)
+        weights.append((found["loss"], backbone.roles.heads[EVALUATOR].weight.grad))
+    (hard, hard_grad), (one, one_grad), (soft, _) = weights
+    assert hard == pytest.approx(one, abs=1e-7)
+    torch.testing.assert_close(hard_grad, one_grad, rtol=0, atol=1e-7)
+    assert abs(hard - soft) > 1e-2
 
 
 def test_micro_batches_do_not_change_the_gradient() -> None:
@@ -247,8 +270,9 @@ def test_balanced_lengths_are_trained_on_in_more_steps(tmp_path: Path) -> None:
     assert len(lines) == math.ceil((2 * max(longer, shorter) + 64 - longer - shorter) / 8)
 
 
-def test_scores_come_in_the_order_given_whatever_the_batches() -> None:
-    backbone, data = fresh(), pairs(9, seed=5)
+@pytest.mark.parametrize("reading", [{}, OTHER], ids=["last token", "mean"])
+def test_scores_come_in_the_order_given_whatever_the_batches(reading: dict[str, Any]) -> None:
+    backbone, data = fresh(reading), pairs(9, seed=5)
     tiny_models.scramble(backbone, EVALUATOR)
     prompts, replies = [p.prompt for p in data], [p.chosen for p in data]
     alone = [score_replies(backbone, EVALUATOR, [p], [r], 1)[0] for p, r in zip(prompts, replies, strict=True)]
@@ -259,9 +283,10 @@ def test_scores_come_in_the_order_given_whatever_the_batches() -> None:
     assert backbone.acting is None
 
 
-def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reading", [{}, OTHER], ids=["default", "other rank and pooling"])
+def test_a_killed_training_goes_on_bit_for_bit(reading: dict[str, Any], tmp_path: Path) -> None:
     data, config = pairs(64, seed=1), EvaluatorConfig(learning_rate=1e-2, epochs=2, batch=16, checkpoint_every=3)
-    through = fresh()
+    through = fresh(reading)
     expected = train(through, data, tmp_path / "a", config)
     seen: list[dict[str, float]] = []
 
@@ -271,8 +296,8 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(fresh(), data, tmp_path / "b", config, log=stop_after_five)
-    resumed, steps = fresh(), []
+        train(fresh(reading), data, tmp_path / "b", config, log=stop_after_five)
+    resumed, steps = fresh(reading), []
     rest = train(resumed, data, tmp_path / "b", config, resumed=steps.append)
     assert steps == [3]
     assert [*seen[:3], *rest] == expected

@@ -32,6 +32,7 @@ __all__ = [
     "cpo_loss",
     "dpo_loss",
     "dpo_margin",
+    "hard_labels",
     "hinge_loss",
     "implicit_reward",
     "ipo_loss",
@@ -78,6 +79,25 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
     delta_N = chosen_N - rejected_N - margin
     # logsigmoid(−Δ) instead of log(1 − σ(Δ)), which is log 0 for a large Δ.
     return -label_N * functional.logsigmoid(delta_N) - (1 - label_N) * functional.logsigmoid(-delta_N)
+
+
+def hard_labels(label_N: Tensor) -> Tensor:
+    """Round labels to the reply that they prefer.
+
+    y = 1 if y > 0.5, 0 if y < 0.5, and 0.5 if y = 0.5, which prefers neither
+
+    Args:
+        label_N: [N], probability in [0, 1] that the chosen reply is better.
+
+    Returns:
+        [N], each 0, 0.5 or 1.
+
+    Example:
+        >>> import torch
+        >>> hard_labels(torch.tensor([0.2, 0.5, 0.9]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    return ((label_N - 0.5).sign() + 1) / 2
 
 
 def centering_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from selfeval.backbone.output_head import OutputHead
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError
 
-__all__ = ["check_adapters"]
+__all__ = ["check_adapters", "check_rank"]
 
 
 def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
@@ -46,14 +46,24 @@ def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
             raise ModelError(
                 f"backbone.lora.targets puts an adapter on the embedding {layer}; choose linear layers, e.g. all-linear"
             )
-    _check_rank(shell, lora.rank, name)
+    check_rank(shell, lora.rank, name)
 
 
-def _check_rank(shell: Any, rank: int, name: str) -> None:
-    """A rank above the width changes nothing but the memory it takes; 1,000,000 would fail only when the evaluator is made."""
+def check_rank(shell: Any, rank: int, name: str, setting: str = "backbone.lora.rank") -> None:
+    """Refuse a rank above the width of every adapted layer.
+
+    It changes nothing but the memory it takes; 1,000,000 would fail only when the evaluator is made.
+
+    Args:
+        shell: the model on the meta device, with adapters.
+        rank: rank of an adapter.
+        name: of the model, for messages.
+        setting: name of the rank, for messages. Default: that of all roles.
+
+    Raises:
+        ConfigError: the rank is larger than every layer.
+    """
     layers = [module for module in shell.modules() if isinstance(module, LoraLayer)]
     widest = max((max(layer.in_features, layer.out_features) for layer in layers), default=rank)
     if rank > widest:
-        raise ConfigError(
-            f"backbone.lora.rank = {rank} is larger than the widest layer of {name} with an adapter ({widest}); lower it"
-        )
+        raise ConfigError(f"{setting} = {rank} is larger than the widest layer of {name} with an adapter ({widest}); lower it")

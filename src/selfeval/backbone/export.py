@@ -112,17 +112,17 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
         plain_config(backbone.model).save_pretrained(folder)
     config = {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": None if stretched else base}
     layout: Layout = "adapter"
-    depth = backbone.roles.depths.get(role)
     if role in backbone.roles.heads:
-        # PEFT's classifier would read the last layer.
-        is_classifier = depth is None and classifier_class(backbone.model.config) is not None
+        # PEFT's classifier would read the last token of the last layer.
+        is_plain = role not in backbone.roles.depths and role not in backbone.roles.poolings
+        is_classifier = is_plain and classifier_class(backbone.model.config) is not None
         layout = "classifier adapter" if is_classifier else "adapter and head"
     if layout == "classifier adapter":
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         _add_head(folder, backbone.roles.heads[role].weight)
     write_json(folder / "adapter_config.json", config)
     # Again after `save_role`, because the files have changed since.
-    seal_role(backbone, folder, depth)
+    seal_role(backbone, role, folder)
     _check_adapter(backbone, role, folder)
     return layout
 

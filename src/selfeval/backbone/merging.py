@@ -26,6 +26,7 @@ from selfeval.backbone.depth import shortened_config
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.tokens import NEW_PAD, ControlTokens
+from selfeval.config import Pooling
 from selfeval.errors import ExportError, RoleError
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "merged_language_model",
     "padding_tokenizer",
     "plain_config",
+    "refuse_pooled",
 ]
 
 _QUANTISED = ("Params4bit", "Int8Params")
@@ -81,11 +83,13 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
 
     Raises:
         RoleError: there is no such role, or it has no head.
-        ExportError: transformers has no such class for this family, or not one that fits its weights.
+        ExportError: transformers has no such class for this family, or not one that fits its weights; or the role scores the
+            mean over the reply.
     """
     live: Any = backbone.model
     if role not in backbone.roles.heads:
         raise RoleError(f'role "{role}" has no head, so it cannot become a classifier')
+    refuse_pooled(role, backbone.roles.poolings.get(role, "last"))
     config = plain_config(live)
     if (depth := backbone.roles.depths.get(role)) is not None:
         config = shortened_config(config, depth)
@@ -101,6 +105,20 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
     _make_room(merged, pad_id)
     merged.config.get_text_config().pad_token_id = merged.config.pad_token_id = pad_id
     return merged
+
+
+def refuse_pooled(role: str, pooling: Pooling) -> None:
+    """Refuse to merge a role that scores the mean over the reply.
+
+    Raises:
+        ExportError: the pooling is not that of a classifier of transformers, which reads the last token.
+    """
+    if pooling != "last":
+        raise ExportError(
+            f'{role} scores the {pooling} of the hidden states over the reply (pooling = "{pooling}" in evaluator.inputs), and '
+            "the sequence classifiers of transformers read the last token only, so it cannot be merged into one; export it "
+            "without --merge, which writes the adapter and the head as files"
+        )
 
 
 def classifier_class(config: Any) -> Any:

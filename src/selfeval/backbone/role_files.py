@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors.torch import save_file
 from torch import nn
 
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.tensor_files import copy_tensors, read_tensors
-from selfeval.config import LoraConfig
+from selfeval.config import LoraConfig, Pooling
 from selfeval.errors import RunFolderError
 from selfeval.links import stays_inside
 from selfeval.store import content_hash, read_object, write_json
 from selfeval.texts import shortened
 
-__all__ = ["load_role", "save_role", "seal_role"]
+__all__ = ["load_role", "pooling_of", "save_role", "seal_role"]
 
 _SEALED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 
@@ -38,7 +38,7 @@ def save_role(backbone: Backbone, role: str, folder: Path) -> None:
     if role in backbone.roles.heads:
         head = backbone.roles.heads[role].state_dict()
         save_file({name: tensor.cpu() for name, tensor in head.items()}, folder / "head.safetensors")
-    seal_role(backbone, folder, backbone.roles.depths.get(role))
+    seal_role(backbone, role, folder)
 
 
 def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = False) -> None:
@@ -54,9 +54,11 @@ def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = 
             f"the role in {folder} was trained on {origin['base']} (weights {origin['base_fingerprint']}), not on "
             f"{backbone.base_name} (weights {backbone.fingerprint}); load it on its own base"
         )
-    _check_lora(backbone.roles.lora, folder)
-    layer = _layer_of(origin, backbone, folder)
-    backbone.roles.add(role, head=(folder / "head.safetensors").is_file(), trainable=trainable, layer=layer)
+    rank = _rank_of(origin, folder)
+    _check_lora(backbone.roles.lora, rank, folder)
+    layer, pooling = _layer_of(origin, backbone, folder), pooling_of(origin, folder)
+    has_head = (folder / "head.safetensors").is_file()
+    backbone.roles.add(role, head=has_head, trainable=trainable, layer=layer, rank=rank, pooling=pooling)
     try:
         _load_weights(backbone, role, folder)
     except RunFolderError:
@@ -89,11 +91,17 @@ def _named_as_saved(backbone: Backbone, role: str) -> dict[str, nn.Parameter]:
     return {"base_model.model." + n.replace(f".{role}.", "."): p for n, p in backbone.roles.adapter(role).items()}
 
 
-def _check_lora(lora: LoraConfig, folder: Path) -> None:
-    """Check the LoRA settings: with a different scale the weights would still load, but scores would change."""
+def _check_lora(lora: LoraConfig, rank: int | None, folder: Path) -> None:
+    """Check the LoRA settings: with a different scale the weights would still load, but scores would change.
+
+    Args:
+        lora: of the backbone.
+        rank: of the role, if it is not that of the backbone.
+        folder: of the role.
+    """
     saved = read_object(folder / "adapter_config.json", "r", "lora_alpha", "use_rslora", remedy=_remedy(folder))
     found = {"rank": saved["r"], "alpha": saved["lora_alpha"], "rslora": saved["use_rslora"]}
-    wanted = lora.model_dump(include=set(found))
+    wanted = lora.model_dump(include=set(found)) | ({} if rank is None else {"rank": rank})
     if found != wanted:
         raise RunFolderError(
             f"the role in {folder} was trained with backbone.lora {found}, not with {wanted}; set its own values"
@@ -113,18 +121,23 @@ def _save_adapter_config(config: Any, folder: Path) -> None:
     write_json(path, {**values, **{name: sorted(values[name]) for name in unordered}})
 
 
-def seal_role(backbone: Backbone, folder: Path, layer: int | None = None) -> None:
+def seal_role(backbone: Backbone, role: str, folder: Path) -> None:
     """Record the base and the hash of each file in a role's folder; call after the last change to its files.
+
+    The layer, the rank and the pooling of the role are recorded if they are not the last layer, the rank of the backbone, and
+    the last token.
 
     Args:
         backbone: model that the role belongs to.
+        role: name of the role.
         folder: folder of the role.
-        layer: Optional. Layer that the role reads, if it is an earlier one. Default: the last one.
     """
     files = {name: content_hash(folder / name) for name in _SEALED if (folder / name).is_file()}
-    read = {} if layer is None else {"layer": layer}
+    roles = backbone.roles
+    settings = {"layer": roles.depths.get(role), "rank": roles.ranks.get(role), "pooling": roles.poolings.get(role)}
+    own = {name: value for name, value in settings.items() if value is not None}
     write_json(
-        folder / "role.json", {"base": backbone.base_name, "base_fingerprint": backbone.fingerprint, **read, "files": files}
+        folder / "role.json", {"base": backbone.base_name, "base_fingerprint": backbone.fingerprint, **own, "files": files}
     )
 
 
@@ -141,6 +154,36 @@ def _layer_of(origin: Mapping[str, Any], backbone: Backbone, folder: Path) -> in
             f"{count - 1}; {_remedy(folder)}"
         )
     return layer
+
+
+def _rank_of(origin: Mapping[str, Any], folder: Path) -> int | None:
+    """Return the rank of a saved role; None for that of the backbone.
+
+    Raises:
+        RunFolderError: it is no rank.
+    """
+    rank = origin.get("rank")
+    if rank is not None and not (type(rank) is int and rank >= 1):
+        raise RunFolderError(
+            f"{folder / 'role.json'} is damaged: rank is {shortened(repr(rank))} instead of a whole number of at least 1; "
+            f"{_remedy(folder)}"
+        )
+    return rank
+
+
+def pooling_of(origin: Mapping[str, Any], folder: Path) -> Pooling:
+    """Return the pooling of a saved role, from the contents of its role.json.
+
+    Raises:
+        RunFolderError: it is no pooling.
+    """
+    pooling: Pooling = origin.get("pooling", "last")
+    if pooling not in get_args(Pooling):
+        allowed = " or ".join(f'"{name}"' for name in get_args(Pooling))
+        raise RunFolderError(
+            f"{folder / 'role.json'} is damaged: pooling is {shortened(repr(pooling))} instead of {allowed}; {_remedy(folder)}"
+        )
+    return pooling
 
 
 def _remedy(folder: Path) -> str:

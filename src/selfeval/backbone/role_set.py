@@ -19,7 +19,7 @@ from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.loss_scale import LossScale, Origin, mark
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.streaming import stand_in_weights
-from selfeval.config import LoraConfig
+from selfeval.config import LoraConfig, Pooling
 from selfeval.errors import ConfigError, ModelError, RoleError
 
 __all__ = ["RoleSet"]
@@ -35,7 +35,7 @@ class RoleSet:
 
     Args:
         loaded: the base model, into which adapters are injected.
-        lora: rank, scale and target modules of every adapter.
+        lora: rank, scale and target modules of the adapters; a role may have another rank.
         source: name of the model in messages.
         stack: adapter layers and the acting role.
         loss_scale: scale of the losses of a fp16 base, which the roles' parameters are marked with; None otherwise.
@@ -54,6 +54,8 @@ class RoleSet:
         self.lora = lora
         self.heads: dict[str, nn.Linear] = {}
         self.depths: dict[str, int] = {}
+        self.ranks: dict[str, int] = {}
+        self.poolings: dict[str, Pooling] = {}
         self._loaded, self._source, self._stack, self._loss_scale = loaded, source, stack, loss_scale
         self._unread_layers = unread_layers
         self._trainable: dict[str, bool] = {}
@@ -83,6 +85,8 @@ class RoleSet:
         head: bool = False,
         trainable: bool = True,
         layer: int | None = None,
+        rank: int | None = None,
+        pooling: Pooling = "last",
     ) -> None:
         """Add a role: a LoRA adapter initialised to the base model or copied from another role.
 
@@ -94,6 +98,8 @@ class RoleSet:
             trainable: whether its weights receive gradients. Default: True.
             layer: Optional. Layer whose hidden states the role reads, counted from 1; it has no adapters on later layers, which
                 its passes do not compute. Default: that of `copy_of`, else the last one.
+            rank: Optional. Rank of its adapter. Default: that of `copy_of`, else that of `backbone.lora`.
+            pooling: hidden states that its head reads for the score of a reply. Default: that of the last token.
 
         Raises:
             RoleError: the role already exists, or `copy_of` does not.
@@ -104,10 +110,11 @@ class RoleSet:
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.names)}')
         depth = self.depths.get(copy_of or "") if layer is None else check_depth(self._loaded.model, layer)
-        if depth is not None:
+        rank = self.ranks.get(copy_of or "") if rank is None else rank
+        if depth is not None or rank is not None:
             # With all layers: the first ones may not have every kind of layer of a hybrid model.
             self.check_targets()
-            self.depths[role] = depth
+        self._remember(role, depth, rank)
         self._make_adapter(role, seed)
         # Once per backbone, with its first adapter.
         if self._unread is None:
@@ -115,6 +122,8 @@ class RoleSet:
         self._trainable[role] = trainable
         if head:
             self._add_head(role)
+        if pooling != "last":
+            self.poolings[role] = pooling
         if copy_of is not None:
             self._copy(copy_of, role)
         self._mark_trainable()
@@ -139,7 +148,8 @@ class RoleSet:
         remove_adapters(self._loaded.model, role)
         self._trainable.pop(role, None)
         self.heads.pop(role, None)
-        self.depths.pop(role, None)
+        for settings in (self.depths, self.ranks, self.poolings):
+            settings.pop(role, None)
         if self._peft is not None:
             self._peft.peft_config.pop(role, None)
         if self._peft is None or not self._peft.peft_config:
@@ -190,6 +200,13 @@ class RoleSet:
         if role in self._trainable or role == BASE:
             raise RoleError(f'role "{role}" already exists; roles: {", ".join([BASE, *self.names])}')
 
+    def _remember(self, role: str, depth: int | None, rank: int | None) -> None:
+        """Record the layers and the rank of a role's adapter if they are not those of all roles."""
+        if depth is not None:
+            self.depths[role] = depth
+        if rank is not None and rank != self.lora.rank:
+            self.ranks[role] = rank
+
     def _add_head(self, role: str) -> None:
         head = nn.Linear(self._loaded.hidden_size, 1, device=self._loaded.device, dtype=torch.float32)
         nn.init.zeros_(head.weight)
@@ -233,7 +250,7 @@ class RoleSet:
     def _inject(self, role: str, targets: dict[str, Any]) -> None:
         peft_config = PeftLoraConfig(
             task_type="CAUSAL_LM",
-            r=self.lora.rank,
+            r=self.ranks.get(role, self.lora.rank),
             lora_alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             lora_dropout=0.0,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfeval.algorithms.masked import zero_padding
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
@@ -94,11 +95,23 @@ def reply_hidden(backbone: Backbone, batch: Sequences) -> Tensor:
 
 
 def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
-    """The scalar head of `role` (which must be acting) on the last token of each sequence, `[B]`."""
+    """Apply the scalar head of `role` (which must be acting) to one state per sequence, `[B]`.
+
+    It is the state at the last token, or with the pooling `mean` of the role the mean of those at the tokens of the reply.
+    """
     hidden_BTD = backbone.hidden(batch.ids_BT, batch.attention_BT)
+    if backbone.roles.poolings.get(role) == "mean":
+        return _mean_scores(backbone.score(role, hidden_BTD), batch)
     # Right-padded, so the number of real tokens is one more than the last one's position.
     last_B = batch.attention_BT.sum(-1) - 1
     return backbone.score(role, hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+
+
+def _mean_scores(scores_BT: Tensor, batch: Sequences) -> Tensor:
+    """Return the mean over the tokens of each reply, `[B]`. The head is linear, so this is its output on the mean state."""
+    positions_T = torch.arange(scores_BT.shape[1], device=scores_BT.device)
+    reply_BT = batch.attention_BT.bool() & (positions_T >= batch.prompt_lengths_B[:, None])
+    return zero_padding(scores_BT, reply_BT).sum(-1) / reply_BT.sum(-1)
 
 
 @torch.no_grad()

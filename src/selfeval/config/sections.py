@@ -35,11 +35,15 @@ __all__ = [
     "EvaluatorConfig",
     "MemberInput",
     "PairsConfig",
+    "Pooling",
     "QuestionsConfig",
     "RepliesConfig",
     "TuningConfig",
     "VerdictsConfig",
 ]
+
+Pooling = Literal["last", "mean"]
+"""Hidden states that the head of an evaluator reads."""
 
 
 class TuningConfig(Section):
@@ -242,23 +246,40 @@ class PairsConfig(Section):
     """Optional. File of pairs to use; nothing is generated or judged before the evaluator (docs/guides/your-own-data.md)."""
 
 
+def _without_defaults(section: Section, values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Leave out settings that were added later and have their default, so the evaluators of earlier runs keep their key."""
+    fields = type(section).model_fields
+    unset = {name for name in names if getattr(section, name) == fields[name].default}
+    return {name: value for name, value in values.items() if name not in unset}
+
+
 class MemberInput(Section):
-    """What a member of an ensemble of evaluators reads. The defaults are the input of a single evaluator."""
+    """What a member of an ensemble of evaluators reads, and the rank of its adapter. The defaults are those of a single one."""
 
     layer: CountOrNone = None
     """Optional. Layer whose hidden states its head reads, counted from 1; later layers are not computed. Default: the last."""
     reference_answer: bool = True
     """Read the model's reference answer before the reply, if the grade template shows one."""
+    rank: CountOrNone = None
+    """Optional. Rank of its adapter; `backbone.lora.alpha` remains. Default: `backbone.lora.rank`."""
+    pooling: Pooling = "last"
+    """Hidden states that its head reads: `last`, that of the last token; `mean`, the mean over the tokens of the reply."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), "rank", "pooling")
 
 
 class EvaluatorConfig(Section):
-    """The evaluator: LoRA and a scalar head, trained with a Bradley-Terry loss on the kept pairs, with soft labels."""
+    """The evaluator: LoRA and a scalar head, trained with a Bradley-Terry loss on the kept pairs."""
 
     members: Count = 1
     """Number of evaluators in the ensemble, each with a separate initialisation and order of pairs."""
     inputs: tuple[MemberInput, ...] = ()
     """Optional. What each member reads: a list of tables in the order of the members, repeated if there are more members
     (docs/algorithms/evaluator.md). Default: all members read the same."""
+    labels: Literal["soft", "hard"] = "soft"
+    """Targets of the loss: `soft`, the judge's probability of the better reply; `hard`, 1 for the reply that it prefers."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
     epochs: Count = 2
@@ -306,10 +327,8 @@ class EvaluatorConfig(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_no_inputs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `inputs` if it is not set, so the evaluators of earlier runs keep their key."""
-        values: dict[str, Any] = handler(self)
-        return values if self.inputs else {name: value for name, value in values.items() if name != "inputs"}
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), "inputs", "labels")
 
 
 class EvaluationConfig(Section):

@@ -199,9 +199,10 @@ class Measured:
             found = update_peaks(loop, shape, replies=self.replies)
             # A pair is two rows, so a micro-batch of the evaluator has an even number of them, at least 2.
             pairs = min(max(2, rows - rows % 2), 2 * self.config.evaluator.batch)
-            # A critic reads the same as the evaluator, and has more roles in memory.
-            if CRITIC not in loop.trained or pairs > min(rows, self.config.policy.minibatch, self.replies):
-                found.append(evaluator_peak(loop.backbone, shape.of(pairs), self.config.evaluator))
+            # A critic reads the same as the first evaluator, and has more roles in memory.
+            critic_is_larger = CRITIC in loop.trained and pairs <= min(rows, self.config.policy.minibatch, self.replies)
+            members = loop.members[1:] if critic_is_larger else loop.members
+            found += [evaluator_peak(loop.backbone, shape.of(pairs), self.config.evaluator, role) for role in members]
             return found
 
         return {"score": self._peak(score, self._matrix), "update": self._peak(update, self._layer)}

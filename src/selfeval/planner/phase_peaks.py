@@ -15,7 +15,7 @@ from torch import Tensor
 from selfeval.backbone.families.cache import PreallocatedLayer
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.sequences import Sequences, final_scores
-from selfeval.config import CriticConfig, EvaluatorConfig, RunConfig
+from selfeval.config import CriticConfig, EvaluatorConfig, Pooling, RunConfig
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Batch, Request
@@ -72,11 +72,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class ShapeLoop:
-    """The policy training of a configuration on shapes: a backbone with all roles, and the learner that declares the peaks."""
+    """The policy training of a configuration on shapes: a backbone with all roles, and the learner that declares the peaks.
+
+    `members` are the evaluators whose passes are traced: the first one of each rank and pooling.
+    """
 
     backbone: ShapeBackbone
     context: LearnerContext
     learner: Learner
+    members: tuple[str, ...]
 
     @classmethod
     def of(cls, config: RunConfig, model: Any, dtype: torch.dtype, placement: DeviceMap, attention: str | None) -> ShapeLoop:
@@ -91,7 +95,8 @@ class ShapeLoop:
         """
         made: list[tuple[LearnerContext, Learner]] = []
 
-        def add_learner(backbone: ShapeBackbone) -> None:
+        def add_roles(backbone: ShapeBackbone) -> None:
+            _add_members(backbone, config)
             if REFERENCE not in backbone.roles.names:
                 backbone.roles.add_snapshot(REFERENCE, of=POLICY)
             # The token limits are not read: the micro-batches are formed below.
@@ -101,8 +106,8 @@ class ShapeLoop:
             )
             made.append((context, make_learner(context)))
 
-        backbone = ShapeBackbone(model, dtype, config.backbone.lora, _roles(config), placement, attention, add_learner)
-        return cls(backbone, *made[0])
+        backbone = ShapeBackbone(model, dtype, config.backbone.lora, _roles(config), placement, attention, add_roles)
+        return cls(backbone, *made[0], members=_traced_members(config))
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -115,16 +120,32 @@ class ShapeLoop:
 
 
 def _roles(config: RunConfig) -> dict[str, bool]:
-    """Return the adapters of policy training before the learner adds its own; True for those with a head.
+    """Return the adapters of policy training without evaluators and the learner's own; True for those with a head.
 
     The reference is the bare base, without an adapter, unless it moves or is the policy of an earlier round.
     """
-    roles = dict.fromkeys(member_roles(config), True) | {POLICY: False}
+    roles = {POLICY: False}
     if config.rounds > 1:
         roles[START] = False
     if config.rounds > 1 or config.policy.reference_ema is not None:
         roles[REFERENCE] = False
     return roles
+
+
+def _add_members(backbone: ShapeBackbone, config: RunConfig) -> None:
+    """Add the evaluators with their ranks. All read the last layer, which is an upper bound."""
+    for number, role in enumerate(member_roles(config)):
+        read = config.evaluator.input_of(number)
+        backbone.roles.add(role, head=True, rank=read.rank, pooling=read.pooling)
+
+
+def _traced_members(config: RunConfig) -> tuple[str, ...]:
+    """Return the first member of each rank and pooling; the passes of the others take the same memory."""
+    found: dict[tuple[int | None, Pooling], str] = {}
+    for number, role in enumerate(member_roles(config)):
+        read = config.evaluator.input_of(number)
+        found.setdefault((read.rank, read.pooling), role)
+    return tuple(found.values())
 
 
 def _sequences(rows: int, prompt: int, reply: int) -> Sequences:
@@ -238,8 +259,9 @@ def score_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> Peaks:
         kept = _experience(shape.of(replies), critic=loop.has_critic)
         with backbone.acting_as(REFERENCE):
             acting_logprobs(loop.context, shape.policy_batch())
-        with backbone.acting_as(EVALUATOR):
-            final_scores(backbone, EVALUATOR, shape.critic_batch())
+        for member in loop.members:
+            with backbone.acting_as(member):
+                final_scores(backbone, member, shape.critic_batch())
         for peak in learner.scoring_peaks(replies):
             with backbone.acting_as(peak.role):
                 peak.work(_experience(shape.of(_microbatch(peak, shape.rows)), critic=loop.has_critic))
@@ -276,21 +298,22 @@ def _microbatch(peak: Peak, rows: int) -> int:
     return max(2, rows - rows % 2) if peak.in_pairs else rows
 
 
-def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfig) -> Peaks:
+def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfig, role: str = EVALUATOR) -> Peaks:
     """Trace the training of an evaluator, which has no other role in memory.
 
     Args:
         shape: of a micro-batch; an even number of rows.
         config: settings of the evaluator.
+        role: Optional. Name of the evaluator. Default: the first one.
     """
 
     def loss(batch: Sequences) -> Tensor:
-        return pair_loss(backbone, EVALUATOR, batch, torch.zeros(shape.rows // 2), config)[0]
+        return pair_loss(backbone, role, batch, torch.zeros(shape.rows // 2), config)[0]
 
-    peaks = _backward_peak(backbone, EVALUATOR, shape.critic_batch, loss)
-    add_optimizer(peaks, backbone, (EVALUATOR,))
+    peaks = _backward_peak(backbone, role, shape.critic_batch, loss)
+    add_optimizer(peaks, backbone, (role,))
     # The backbone has all adapters of policy training: count the evaluator's alone.
-    own = backbone.adapters((EVALUATOR,))
+    own = backbone.adapters((role,))
     for device, peak in peaks.items():
         peak["adapters"] = _bytes(own.get(device, []))
     return peaks

@@ -33,7 +33,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "loss",
             "nats per pair",
-            "Bradley-Terry loss with soft labels plus the centering term, on the step's batch, before its update",
+            "Bradley-Terry loss plus the centering term, on the step's batch, before its update",
             "0.693 at step 1, then falling; the entropy of the labels is its floor",
         ),
         Metric(

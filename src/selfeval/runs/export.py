@@ -20,8 +20,9 @@ import torch
 from selfeval import __version__
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
+from selfeval.backbone.merging import refuse_pooled
 from selfeval.backbone.precision import DTYPES
-from selfeval.backbone.role_files import load_role
+from selfeval.backbone.role_files import load_role, pooling_of
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LEARNERS, BackboneConfig, PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
@@ -34,7 +35,7 @@ from selfeval.runs.policy import GUIDE
 from selfeval.runs.reader import backbone_config
 from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.runs.templates import copy_templates, templates_of_run
-from selfeval.store import as_storage_error, check_files, read_json, read_run, write_json, writing
+from selfeval.store import as_storage_error, check_files, read_json, read_object, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
 
@@ -120,6 +121,8 @@ def export_role(
     _refuse_links(folder, name, Path(config.model))
     check_files(folder, [folder / "roles" / name])
     _refuse_guided(folder / "roles" / name)
+    if merge:
+        _refuse_pooled(folder / "roles" / name)
     target = free_folder(target)
     base = find_base(config.model, base_id)
     with _locked(target):
@@ -191,8 +194,9 @@ def _export(
         copy_templates(folder, part / "templates")
         if _reads_no_reference(folder / "roles" / name):
             templates = templates.without_reference_answer()
-        # Unmerged, an evaluator of an earlier layer fits no class of PEFT or transformers.
-        tokenizers = pick_tokenizers(backbone, name, templates, dialogue=merge or name not in backbone.roles.depths)
+        # Unmerged, an evaluator of an earlier layer fits no class of PEFT or transformers; neither does one of a mean.
+        is_plain = name not in backbone.roles.depths and name not in backbone.roles.poolings
+        tokenizers = pick_tokenizers(backbone, name, templates, dialogue=merge or is_plain)
         source = base.hub_id or config.model
         layout, agreement = _write_weights(backbone, name, part, tokenizers, source, MERGED_PRECISIONS[precision], merge)
         exported = Exported(target, name, layout, agreement, tokenizers, base)
@@ -230,6 +234,11 @@ def _refuse_guided(role_folder: Path) -> None:
             f"weights. Train it with a learner that changes the weights ({', '.join(_trainers())}), or export one of "
             "the guides"
         )
+
+
+def _refuse_pooled(role_folder: Path) -> None:
+    """Refuse to merge an evaluator that scores the mean over the reply."""
+    refuse_pooled(role_folder.name, pooling_of(read_object(role_folder / "role.json"), role_folder))
 
 
 def _trainers() -> list[str]:
@@ -306,6 +315,8 @@ def _describe(
         "temperature": temperature,
         "temperature_pairs": 0 if temperature is None or calibration is None else int(calibration.get("temperature_pairs", 0)),
         "layer": backbone.roles.depths.get(exported.role),
+        "rank": backbone.roles.ranks.get(exported.role),
+        "pooling": backbone.roles.poolings.get(exported.role, "last"),
         "bias": None if head is None else round(float(head.bias.detach()), 6),
         "pad": None if head is None else tokenizers.main.pad_token,
         "dialogue": tokenizers.dialogue,

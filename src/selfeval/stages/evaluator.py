@@ -154,7 +154,8 @@ def _train(
     """Train one member and save it. `before` is the number of steps of the previous members, to number its metrics."""
     config, backbone = context.config, context.backbone
     read = config.evaluator.input_of(number)
-    backbone.roles.add(role, seed=context.seed("role", role) % 2**31, head=True, layer=read.layer)
+    reading: dict[str, Any] = {"layer": read.layer, "rank": read.rank, "pooling": read.pooling}
+    backbone.roles.add(role, seed=context.seed("role", role) % 2**31, head=True, **reading)
     folder = context.checkpoint_folder("evaluator") / role
 
     def log(values: dict[str, float]) -> None:

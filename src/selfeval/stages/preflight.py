@@ -98,12 +98,15 @@ def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_r
 
 
 def _check_inputs(config: RunConfig, templates: Templates, shell: Any) -> None:
-    """Check that the members of the ensemble can read what `evaluator.inputs` says."""
+    """Check that the members of the ensemble can read what `evaluator.inputs` says. The shell has adapters."""
+    from selfeval.backbone.adapter_check import check_rank
     from selfeval.backbone.depth import check_depth
 
     for read in config.evaluator.inputs:
         if read.layer is not None:
             check_depth(shell, read.layer)
+        if read.rank is not None:
+            check_rank(shell, read.rank, config.model, "evaluator.inputs: rank")
     if config.evaluator.varies_reference and not templates.grades_with_reference_answer:
         raise ConfigError(
             "evaluator.inputs: reference_answer = false has no effect, because the grade template shows no reference answer; "

@@ -1,7 +1,7 @@
 """Evaluator training: a LoRA adapter with a scalar head, Bradley-Terry loss with the judge's probabilities as soft labels.
 
-The score of a reply is the output of the head at its last token, after the `grade` prompt. Each reply is scored by itself, so
-a comparison of two replies does not depend on their order.
+The score of a reply is the output of the head at its last token, after the `grade` prompt, or at the mean over its tokens
+(`evaluator.inputs`). Each reply is scored by itself, so a comparison of two replies does not depend on their order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.preference_losses import bradley_terry_loss, centering_penalty
+from selfeval.algorithms.preference_losses import bradley_terry_loss, centering_penalty, hard_labels
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
@@ -91,6 +91,8 @@ def pair_loss(
 
 def _losses(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, config: EvaluatorConfig) -> Tensor:
     # The label is a probability, so the loss is the cross-entropy between judge and evaluator; 0.5 asks for equal scores.
+    if config.labels == "hard":
+        label_N = hard_labels(label_N)
     losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N, margin=config.margin * (2 * label_N - 1))
     return losses_N + config.centering * centering_penalty(chosen_N, rejected_N)
 

@@ -1,7 +1,7 @@
 """Reply scorer: one evaluator or an ensemble.
 
 The members of an ensemble are adapters on one base that differ in their initial weights, in the order of their training
-pairs, and with `evaluator.inputs` in the layer and the prompt that they read. Scores are normalised by each member's mean and
+pairs, and with `evaluator.inputs` in what they read and in rank. Scores are normalised by each member's mean and
 standard deviation over replies that it was trained on, then combined: by their mean, or pessimistically, so that the policy
 cannot exploit the error of a single member (Coste et al. 2023, https://arxiv.org/abs/2310.02743).
 
