@@ -126,7 +126,8 @@ def main() -> None:
             print(name, judge, rows[judge], flush=True)
         baselines = {rule: figure.as_json() for rule, figure in measure(cases).baselines.items()}
         results[name] = {"pairs": len(picked), "available": len(pairs), "judges": rows, "baselines": baselines}
-    write("human_labels", "python benchmarks/human_labels.py --data FOLDER", {"model": Path(model).name, "sets": results})
+    command = f"python benchmarks/human_labels.py --data FOLDER --sets {' '.join(options.sets)} --limit {options.limit}"
+    write("human_labels", command, {"model": Path(model).name, "sets": results})
 
 
 if __name__ == "__main__":

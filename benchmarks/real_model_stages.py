@@ -28,7 +28,13 @@ from real_model import GENERAL, model_folder
 
 STAGES = ("questions", "replies", "verdicts")
 ARMS = {"before": {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}, "after": {}}
-SETTINGS = ("questions.train=24", "questions.test=4", "backbone.device=cpu", "backbone.precision=fp32")
+SETTINGS = (
+    "questions.train=24",
+    "questions.test=4",
+    "verdicts.max_new_tokens=64",
+    "backbone.device=cpu",
+    "backbone.precision=fp32",
+)
 
 
 def run_stage(model: str, output: Path, stage: str, environment: dict[str, str]) -> dict[str, Any]:
