@@ -32,6 +32,7 @@ __all__ = [
     "selfeval_on_a_full_disk",
     "start",
     "start_piped",
+    "start_python",
 ]
 
 TIMEOUT = 600
@@ -117,6 +118,11 @@ def context() -> BaseContext:
 def start(arguments: Sequence[str]) -> Process | subprocess.Popen[str]:
     """Start the real command."""
     return _start(["-m", "selfeval", *arguments])
+
+
+def start_python(code: str, *arguments: str) -> Process | subprocess.Popen[str]:
+    """Start Python code."""
+    return _start(["-c", code, *arguments])
 
 
 def start_piped(*words: str) -> subprocess.Popen[str]:

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from contextlib import nullcontext
 from datetime import date
@@ -24,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import chatglm
 import tiny_models
-from processes import environment, selfeval
+from processes import python, selfeval
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
@@ -546,10 +545,19 @@ assert "selfeval" not in sys.modules
 """
 
 
+NOT_YET_IMPORTED = """
+import sys, warnings
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "selfeval"]:
+    del sys.modules[name]
+warnings.simplefilter("ignore")
+exec(sys.argv.pop(1), {"__name__": "__main__"})
+"""
+
+
 def elsewhere(code: str, folder: Path) -> str:
-    """Return the output of code run in a separate process, inside a folder."""
-    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment())
+    """Return the output of code run in a separate process, inside a folder, which has not imported this package."""
+    found = python(NOT_YET_IMPORTED, code, str(folder), cwd=folder)
     assert found.returncode == 0, found.stderr
     return found.stdout
 
