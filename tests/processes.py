@@ -27,6 +27,7 @@ __all__ = [
     "context",
     "environment",
     "python",
+    "python_anew",
     "script",
     "selfeval",
     "selfeval_on_a_full_disk",
@@ -155,6 +156,20 @@ def selfeval_on_a_full_disk(largest_file: int, *arguments: str) -> subprocess.Co
 def python(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python code to its end."""
     return _end(_start(["-c", code, *arguments], cwd=cwd))
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "selfeval"]:
+    del sys.modules[name]
+exec(sys.argv.pop(1), {"__name__": "__main__"})
+"""
+
+
+def python_anew(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python code to its end, in a process that has imported the libraries and nothing of this package."""
+    return python(WITHOUT_THE_PACKAGE, code, *arguments, cwd=cwd)
 
 
 RUN_A_FILE = """

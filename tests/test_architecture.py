@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import selfeval
-from processes import environment, python
+from processes import python, python_anew
 from toy import FEW, copy_lab, toy_arguments
 
 SRC = Path(selfeval.__file__).parent
@@ -171,8 +169,7 @@ def test_neither_chatglm_nor_the_lab_is_imported_where_it_is_not_used() -> None:
         f"import {', '.join(TRAINING)}\n"
         "print([name for name in sys.modules if name.startswith('selfeval.lab')])\n"
     )
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+    found = python_anew(code)
     assert found.returncode == 0, found.stderr
     assert found.stdout == "[]\n"
 
@@ -303,10 +300,11 @@ main()
 def test_training_finishes_without_the_oracle_and_evaluation_does_not(tmp_path: Path) -> None:
     """Proof at run time: an unavailable oracle stops evaluation, and nothing before it."""
     recipe, output = copy_lab(tmp_path / "lab"), tmp_path / "run"
-    trained = python(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy", sizes=FEW))
+    sizes = (*FEW, "policy.iterations=1", "evaluator.epochs=1")
+    trained = python(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy", sizes=sizes))
     assert trained.returncode == 0, trained.stderr
     assert (output / "policy" / "manifest.json").is_file()
-    evaluated = python(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, sizes=FEW))
+    evaluated = python(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, sizes=sizes))
     assert evaluated.returncode != 0
     assert "the oracle was asked" in evaluated.stderr
     assert not (output / "evaluation" / "manifest.json").exists()

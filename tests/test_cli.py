@@ -290,7 +290,7 @@ def test_an_interrupted_command_says_what_is_true_of_it(
 
 
 def test_a_failing_write_is_one_sentence_and_the_same_command_finishes_later(tmp_path: Path, recipe: Path) -> None:
-    arguments = toy_arguments(recipe, tmp_path / "run", sizes=FEW)
+    arguments = toy_arguments(recipe, tmp_path / "run", sizes=(*FEW, "policy.iterations=1", "evaluator.epochs=1"))
     # No file may grow beyond 8 KB, as on a disk that fills up during the run; ENOSPC itself is in tests/test_store.py.
     found = selfeval_on_a_full_disk(8_000, *arguments)
     assert found.returncode == 2, found.stderr
