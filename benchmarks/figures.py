@@ -33,6 +33,7 @@ _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
 _STEPS = _ROOT / "docs" / "algorithms" / "steps.md"
 _ROLES = _ROOT / "docs" / "concepts" / "roles.md"
+_HUMAN = _ROOT / "docs" / "concepts" / "judge-benchmark.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
@@ -73,6 +74,18 @@ def _row(label: str, runs: list[dict[str, Any]], name: str, percent: bool) -> st
     return f"| {label} | {write(statistics.median(values))} | {spread} | {write(low)} to {write(high)} | {n:,} |"
 
 
+def _pooled_row(label: str, runs: list[dict[str, Any]], name: str) -> str:
+    """Return a row of the cases of all runs. Runs have different questions, so their cases are independent."""
+    right, n = (sum(round(value) for value in values) for values in zip(*_counts(runs, name), strict=True))
+    found = _share(right / n, n)
+    low, high = (f"{100 * found[key]:.1f}%" for key in ("ci_low", "ci_high"))
+    return f"| {label} | {100 * found['value']:.1f}% | | {low} to {high} | {n:,} |"
+
+
+def _counts(runs: list[dict[str, Any]], name: str) -> list[tuple[float, int]]:
+    return [(run[name]["value"] * run[name]["n"], run[name]["n"]) for run in runs]
+
+
 def table() -> str:
     """Return the table of the README, from results/loop.json."""
     loop = _load("loop")
@@ -86,6 +99,7 @@ def table() -> str:
         "| | median | over seeds | intervals | n |",
         "|---|---|---|---|---|",
         *(_row(label, runs, name, percent=True) for label, name in _ROWS if name in runs[0]),
+        _pooled_row("evaluator picks the right one, the pairs of all seeds together", runs, "evaluator_gold"),
         *(_row(label, runs, name, percent=False) for label, name in _PLAIN),
         "| seconds for the whole loop, while other programs shared the two cores | "
         f"{statistics.median(seconds):.0f} | {min(seconds):.0f} to {max(seconds):.0f} | | |",
@@ -675,6 +689,37 @@ def check_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+_PROBABILITIES = {"as it is": "no", "on consistency": "on consistency", "on labels": "on other labels"}
+
+
+def human_labels_table() -> str:
+    """Return the table of a small model's judges on human labels, from results/human_labels.json."""
+    if not _is_measured("human_labels"):
+        return "`python benchmarks/human_labels.py` has no results yet.\n"
+    found = _load("human_labels")
+    lines = [
+        f"By `{found['command']}`: {found['model']}, pairs drawn at random, without reasoning, verdicts kept from a "
+        "confidence of 0.8 on. 95% intervals.",
+        "",
+        "| pairs | judge | calibrated | agreement with people | orders agree | kept | agreement on these | calibration error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, data in found["sets"].items():
+        for judge, rows in data["judges"].items():
+            made = [(kind, rows[kind]) for kind in _PROBABILITIES if kind in rows]
+            lines += [f"| {name} | {judge} | {_PROBABILITIES[kind]} | {_judge_cells(row)} |" for kind, row in made]
+    rules = {"longer": "the longer reply", "first": "the first reply", "mean_logprob": "the higher mean log-prob"}
+    for name, data in found["sets"].items():
+        said = "; ".join(f"{text} {_figure(data['baselines'][rule])}" for rule, text in rules.items())
+        lines += ["", f"Baselines on the {data['pairs']} pairs of {name}: {said}."]
+    return "\n".join(lines) + "\n"
+
+
+def _judge_cells(row: dict[str, Any]) -> str:
+    shown = [row[key] for key in ("agreement", "swap_consistency", "coverage", "agreement_kept", "ece")]
+    return " | ".join(f"{_figure(figure)}, n = {figure['n']}" if figure["n"] else "none" for figure in shown)
+
+
 def word_problems_table() -> str:
     """Return the table of docs/algorithms/judging.md: a real model before and after training on its own votes."""
     if not _is_measured("real_model_word_problems"):
@@ -903,6 +948,7 @@ def main() -> None:
     _refresh(_FINE_TUNING, sft_table(), options.check)
     _refresh(_CHECK, check_table(), options.check)
     _refresh(_JUDGING, word_problems_table(), options.check)
+    _refresh(_HUMAN, human_labels_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
     if _is_measured("overoptimisation"):

@@ -38,6 +38,7 @@ TABLES: tuple[type[schema.Part], ...] = (
     schema.SecondsPerVerdict,
     schema.Verdicts,
     schema.UnreadableOrders,
+    schema.JudgeCalibration,
     schema.JudgeMember,
     schema.JudgeProbe,
     schema.ProbeFinding,

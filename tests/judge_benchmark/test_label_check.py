@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from selfeval.cli.app import app
-from selfeval.config import RunConfig, VerdictsConfig
+from selfeval.cli.judge_figures import print_check
+from selfeval.config import RunConfig, VerdictsConfig, load_config
 from selfeval.errors import DataError, InputError
 from selfeval.judge_benchmark.figures import Case
 from selfeval.judge_benchmark.judging import Outcome
-from selfeval.judge_benchmark.label_check import judge_check, write_unlabelled
+from selfeval.judge_benchmark.label_check import JudgeCheck, judge_check, write_unlabelled
 from selfeval.judge_benchmark.label_figures import LabelCheck, check_labels, length_slope
 from selfeval.judge_benchmark.pairs import Label, LabelledPair
-from selfeval.judging.protocol import Judgement
-from selfeval.records import PairwiseEvidence, Question, Reply, Split, Verdict
+from selfeval.judging.calibrated import calibration_of
+from selfeval.judging.protocol import UNFITTED, Judgement
+from selfeval.quality.judge_calibration import Calibration
+from selfeval.records import PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
+from selfeval.stages.judge_fit import calibrated_verdict
 from selfeval.store import RunStore
 
 CONFIG = VerdictsConfig(keep=0.8)
@@ -112,6 +120,7 @@ def test_the_command_prints_the_setting_to_use(run: Path, tmp_path: Path) -> Non
     printed = json.loads(runner.invoke(app, ["judge-check", str(run), "--labels", labels, "--json"]).stdout)
     assert printed["setting"] == "verdicts.keep=0.56"
     assert printed["agreement"]["value"] == 0.75
+    assert printed["calibration"] is None  # 60 labels are too few to fit on a half of them
     assert runner.invoke(app, ["judge-check", str(run)]).exit_code == 2
 
 
@@ -126,10 +135,10 @@ def case(probability: float, label: Label, name: str, *, replies: tuple[str, str
 def test_order_and_length_bias() -> None:
     # Always the reply shown first, in both orders.
     biased = [case(0.5 + n / 1000, "first", f"Q{n}", orders=(0.9, 0.1)) for n in range(1, 21)]
-    assert check_labels(biased, 0.1).shown_first.value == 1.0
+    assert check_labels(biased, 0.1, CONFIG).shown_first.value == 1.0
     # Always the longer reply, whatever people prefer.
     longer = [case(0.9, label, f"{label}{n}", replies=("x" * 31, "x" * 7)) for n in range(10) for label in ("first", "second")]
-    found = check_labels(longer, 0.1)
+    found = check_labels(longer, 0.1, CONFIG)
     assert (found.longer_better.value, found.shorter_better.value) == (1.0, 0.0)
     # From -2 to 2 doublings, 32 / 8, the agreement rises from 0 to 1.
     assert found.length_slope.value == pytest.approx(0.25)
@@ -139,20 +148,83 @@ def test_order_and_length_bias() -> None:
 
 def test_ties_and_pairs_of_one_question_do_not_count_for_the_threshold() -> None:
     sure = [case(0.9, "first", f"Q{n}") for n in range(44)]
-    assert check_labels(sure, 0.1).threshold.value == 0.5
+    assert check_labels(sure, 0.1, CONFIG).threshold.value == 0.5
     # The same label 44 times is one independent case.
-    assert check_labels([case(0.9, "first", "Q") for _ in range(44)], 0.1).threshold.value is None
+    assert check_labels([case(0.9, "first", "Q") for _ in range(44)], 0.1, CONFIG).threshold.value is None
     ties = [case(0.9, "tie", f"T{n}") for n in range(44)]
-    found = check_labels([*sure[:10], *ties], 0.1)
+    found = check_labels([*sure[:10], *ties], 0.1, CONFIG)
     assert (found.pairs, found.ties, found.threshold.value, found.agreement.n) == (54, 44, None, 10)
 
 
 def test_calibration_of_a_calibrated_judge() -> None:
     rng = random.Random(0)
     cases = [case(p, "first" if rng.random() < p else "second", f"Q{n}") for n in range(600) for p in [rng.uniform(0.5, 1)]]
-    found: LabelCheck = check_labels(cases, 0.1)
+    found: LabelCheck = check_labels(cases, 0.1, CONFIG)
     assert found.ece.ci_low == 0.0
     assert found.aurc is not None
     # Risk of the k surest of a uniform confidence: 1 - (1 - k / 4)..., 1/8 on average.
     assert found.aurc == pytest.approx(1 / 8, abs=0.04)
     assert found.risk_coverage[-1] == (1.0, pytest.approx(0.25, abs=0.06))
+
+
+# -- calibration --------------------------------------------------------------------------------------------------------
+
+
+def overconfident(n: int, seed: int) -> list[Case]:
+    """Cases of a judge whose log-odds are twice too large, and that favours the reply shown first."""
+    rng = random.Random(seed)
+    cases = []
+    for number in range(n):
+        is_first = rng.random() < 0.5
+        orders = [2 * 2 * rng.gauss(1.0 if is_first else -1.0, 1.0) + bias for bias in (3.0, -3.0)]
+        in_order, swapped = (1 / (1 + math.exp(-x)) for x in orders)
+        label: Label = "first" if is_first else "second"
+        cases.append(case((in_order + swapped) / 2, label, f"{seed}/{number}", orders=(in_order, swapped)))
+    return cases
+
+
+def test_a_calibration_on_labels_is_measured_on_other_labels() -> None:
+    found = check_labels(overconfident(600, 0), 0.1, CONFIG).calibration
+    assert found is not None
+    assert 250 < found.fitted < 350
+    assert found.slope == pytest.approx(1 / 2, rel=0.3)
+    assert found.bias == pytest.approx(3.0, abs=0.6)
+    assert found.ece_before.known > 0.03 > found.ece.known
+    # As many others as there are labels less those of the fit; those without a preference of the judge do not count.
+    assert found.ece.n <= 600 - found.fitted
+    assert found.threshold.value is not None
+    assert found.threshold.value > 0.5
+    assert check_labels(overconfident(90, 0), 0.1, CONFIG).calibration is None
+
+
+def test_a_run_with_the_printed_settings_has_the_calibrated_confidences() -> None:
+    found = check_labels(overconfident(600, 0), 0.1, CONFIG).calibration
+    assert found is not None
+    config = load_config(None, {}, found.settings).verdicts
+    assert config.keep == found.threshold.value
+    calibration = calibration_of(config, UNFITTED)
+    assert calibration == Calibration(found.slope, found.truncated_slope, found.bias)
+    # Of new pairs, whose confidence is right; and the error rate of what is kept is below that which was wanted.
+    new = [replace(one, verdict=calibrated_verdict(one.verdict, calibration, config)) for one in overconfident(3000, 1)]
+    again = check_labels(new, 0.1, config)
+    assert again.ece.known < 0.03
+    kept = [one for one in new if one.verdict.state == VerdictState.KEPT]
+    wrong = [(one.verdict.probability or 0.0) > 0.5 for one in kept if one.pair.label == "second"]
+    assert len(kept) > 1500
+    assert sum(wrong) / len(kept) < 0.1
+
+
+def test_probabilities_that_cannot_be_traced_back_are_not_calibrated() -> None:
+    rng = random.Random(0)
+    alone = [case(rng.uniform(0.5, 1), "first", f"Q{n}") for n in range(200)]
+    given = {"judge": "pointwise", "calibration": {"method": "given", "slope": 0.5}}
+    assert check_labels(alone, 0.1, VerdictsConfig(judge="pointwise")).calibration is not None
+    assert check_labels(alone, 0.1, VerdictsConfig(**given)).calibration is None
+
+
+def test_the_command_prints_the_calibration() -> None:
+    shown = io.StringIO()
+    judge = {"run": "runs/mine", "role": "judge", "judge": "pairwise"}
+    print_check(JudgeCheck(judge, 600, 0, check_labels(overconfident(600, 0), 0.1, CONFIG)), Console(file=shown, width=100))
+    assert "--set verdicts.calibration.method=given --set verdicts.calibration.slope=0." in shown.getvalue()
+    assert "at this threshold the error rate is at most 10%" in shown.getvalue()

@@ -66,6 +66,23 @@ def test_tokens_of_a_policy_by_hand() -> None:
     assert without.learned == 24 * 2 * 25
 
 
+def test_tokens_of_the_steps_by_hand() -> None:
+    assert "steps" not in stage_tokens(_config(), LENGTHS, reference=False, layers=2)
+    config = _config("steps.enabled=true", "steps.questions=4", "steps.votes=6", "steps.completions=8", "steps.epochs=3")
+    lengths = replace(LENGTHS, steps=3.0)
+    found = stage_tokens(config, lengths, reference=False, layers=2)
+    assert list(found) == [*STAGES[:4], "steps", *STAGES[4:]]
+    # 24 votes, and 8 completions of the first two of three steps of 8 replies, each of half a reply on average.
+    assert found["steps"].written == (24 + 8 * 2 * 8 / 2) * 5
+    assert found["steps"].read == 24 * 20 + 8 * 2 * 8 * (20 + 2.5)
+    assert found["steps"].learned == 8 * 3 * 35
+    # In policy training, the evaluator of steps reads every reply once more.
+    dense = _config("steps.enabled=true", "policy.steps=dense", "policy.learner=rloo")
+    without = stage_tokens(_config("policy.learner=rloo"), lengths, reference=False, layers=2)["policy"].read
+    replies = dense.policy.iterations * dense.policy.questions_per_iteration * dense.policy.replies_per_question
+    assert stage_tokens(dense, lengths, reference=False, layers=2)["policy"].read == without + replies * 35
+
+
 def test_what_a_run_does_not_do_takes_no_time(tmp_path: Path) -> None:
     given = stage_tokens(_config(f"questions.file={tmp_path}"), LENGTHS, reference=False, layers=2)
     assert given["questions"].written == 0
@@ -93,13 +110,14 @@ def test_what_a_run_does_not_do_takes_no_time(tmp_path: Path) -> None:
 
 
 def test_a_probe_measures_the_embedded_model_and_leaves_no_role() -> None:
-    config = new_config(assignments=["backbone.rollout_batch_size=16"])
+    config = new_config(assignments=["backbone.rollout_batch_size=16", "steps.enabled=true"])
     backbone = Backbone.load(config.model, config.backbone)
     templates = Templates.load(templates_folder(config.model, ""), backbone.loaded.tokenizer)
     probe = probe_speed(backbone, templates, config)
     assert min(probe.write, probe.read, probe.learn) > 0
     assert probe.write > probe.read, "tokens that are written one at a time take longer than those that are read together"
     assert 5 < probe.lengths.reply < 64
+    assert 1 < probe.lengths.steps < 4  # the sum, and the sentence with the answer
     assert backbone.roles.names == ()
 
 

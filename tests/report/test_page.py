@@ -138,6 +138,16 @@ def test_a_combined_judge_has_rows_for_every_member() -> None:
     assert "Judge agreement: votes of the other judges" not in said
 
 
+def test_the_calibration_of_the_judge_is_shown() -> None:
+    report = sample_report()
+    assert "Calibration: factor" not in words(render(report, sample_metrics()))
+    report["verdicts"]["calibration"] = {"slope": 0.125, "truncated_slope": 0.0, "bias": 1.5}
+    said = words(render(report, sample_metrics()))
+    assert "Calibration: factor of the log-odds of a verdict 0.125" in said
+    assert "Calibration: the same after an output that was cut off 0.000" in said
+    assert "Calibration: log-odds in favour of the reply shown first, subtracted +1.500" in said
+
+
 def test_a_judge_that_samples_votes_has_their_entropy() -> None:
     report = sample_report()
     assert "Entropy of the sampled votes" not in words(render(report, sample_metrics()))

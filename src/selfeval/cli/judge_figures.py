@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from selfeval.judge_benchmark.benchmark import JudgeBenchmark
+    from selfeval.judge_benchmark.label_calibration import LabelCalibration
     from selfeval.judge_benchmark.label_check import JudgeCheck
     from selfeval.quality.comparisons import Comparison
     from selfeval.quality.statistics import Figure
@@ -71,6 +72,25 @@ def print_check(check: JudgeCheck, console: Console | None = None) -> None:
         curve = ", ".join(f"{risk:.1%} at {coverage:.0%}" for coverage, risk in found.risk_coverage if _is_fifth(coverage))
         _say(console, f"area under the risk-coverage curve {found.aurc:.3f}; error rate at coverage: {curve}")
     _say(console, _threshold_sentence(check))
+    if found.calibration is not None:
+        _say(console, _calibration_sentence(found.calibration))
+
+
+def _calibration_sentence(found: LabelCalibration) -> str:
+    from selfeval.report.figures import describe
+
+    threshold = found.threshold
+    keep = (
+        f"no threshold has an error rate of at most {threshold.error:.0%} then"
+        if threshold.value is None
+        else f"at this threshold the error rate is at most {threshold.error:.0%} (bound {threshold.bound:.1%}, "
+        f"{threshold.coverage.known:.0%} of these pairs)"
+    )
+    settings = " ".join(f"--set {setting}" for setting in found.settings)
+    return (
+        f"calibrated on {found.fitted:,} of the labelled pairs, the expected calibration error on the others is "
+        f"{describe(found.ece)}, and {describe(found.ece_before)} as recorded; use {settings}: {keep}"
+    )
 
 
 def _is_fifth(coverage: float) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "REPLY",
     "RUBRIC",
     "AgreementConfig",
+    "CalibrationConfig",
     "CombinedConfig",
     "EndpointConfig",
     "JudgeConfig",
@@ -194,6 +195,21 @@ class PointwiseConfig(JudgeConfig):
     the templates folder."""
 
 
+class CalibrationConfig(Section):
+    """Calibration of the judge's probabilities: `[verdicts.calibration]` (docs/algorithms/judging.md#calibration)."""
+
+    method: Literal["consistency", "given", "off"] = "consistency"
+    """`consistency`: fitted to the agreement of both orders, if the judge asks both; `given`: the values below; or `off`."""
+    pairs: Annotated[int, Field(ge=50, strict=True)] = 256
+    """Number of first pairs of a round that `consistency` is fitted to, rounded up to whole shards."""
+    slope: Annotated[float, Field(ge=0.0)] = 1.0
+    """With `given`: factor of the log-odds of a verdict, summed over both orders, as `selfeval judge-check` prints it."""
+    truncated_slope: Annotated[float, Field(ge=0.0)] = 1.0
+    """With `given`: the same for a verdict with an output that was cut off, which has one only with `truncated = "force"`."""
+    bias: float = 0.0
+    """With `given`: log-odds by which the judge favours the reply shown first."""
+
+
 RUBRIC = "rubric.toml"
 """Rubric of a templates folder."""
 
@@ -241,6 +257,7 @@ class JudgeSpec:
         outputs: noun for the outputs of the model that a verdict is read from, in the findings of the probe. Default: orders.
         compares: how it compares two replies, for the model card. Default: in both orders.
         combines: whether it combines other judges. Default: False.
+        asks_both_orders: whether a comparison is asked in both orders, whose agreement can be measured. Default: False.
         is_remote: whether it asks a server in place of the model of the run. Default: False.
     """
 
@@ -255,6 +272,7 @@ class JudgeSpec:
     outputs: str = "orders"
     compares: str = "in both orders"
     combines: bool = False
+    asks_both_orders: bool = False
     is_remote: bool = False
 
     def kinds(self, role: JudgeRole) -> tuple[str, ...]:
@@ -288,6 +306,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "The base model, prompted to compare two replies in both orders.",
         templates=_COMPARING,
         samples_votes=True,
+        asks_both_orders=True,
     ),
     JudgeSpec(
         "pointwise",
@@ -317,6 +336,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "A model at a server with the OpenAI chat-completions protocol, prompted to compare two replies in both orders.",
         templates=_COMPARING,
         config=EndpointConfig,
+        asks_both_orders=True,
         is_remote=True,
     ),
     JudgeSpec(

@@ -21,6 +21,7 @@ from selfeval.config.fields import Count, CountOrAuto, CountOrNone, Nucleus, Pos
 from selfeval.config.judges import (
     JUDGES,
     AgreementConfig,
+    CalibrationConfig,
     CombinedConfig,
     EndpointConfig,
     JudgeConfig,
@@ -169,6 +170,13 @@ class VerdictsConfig(Section):
     """Sampling temperature of the votes, if there are several."""
     shard: Count = 256
     """Pairs per shard."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """How the judge's probabilities are calibrated before `keep` is applied."""
+
+    @property
+    def fits_consistency(self) -> bool:
+        """Whether the calibration is fitted to the agreement of both orders."""
+        return self.calibration.method == "consistency" and JUDGES[self.judge].asks_both_orders
 
     @property
     def rubric(self) -> str:
@@ -186,7 +194,9 @@ class VerdictsConfig(Section):
         section = JUDGES[name].config
         settings = self.settings.agreement if section is AgreementConfig else section() if section else None
         votes = self.votes if JUDGES[name].samples_votes else 1
-        return self.model_copy(update={"judge": name, "settings": settings, "votes": votes})
+        # Their accuracies are estimated in place of a calibration; `given` is one of the pooled verdict.
+        off = CalibrationConfig(method="off")
+        return self.model_copy(update={"judge": name, "settings": settings, "votes": votes, "calibration": off})
 
     def kinds(self, role: JudgeRole = "judge") -> tuple[str, ...]:
         """Return the names of the kinds of templates that the judge reads in a role."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from selfeval.judging.orders import Choice, choice
+from selfeval.quality.judge_calibration import Calibration
 from selfeval.quality.statistics import Figure, mean_figure, proportion
 from selfeval.records import (
     AgreementEvidence,
@@ -19,7 +20,7 @@ from selfeval.records import (
     Verdict,
     VerdictState,
 )
-from selfeval.report.schema import JudgeMember, JudgeProbe, UnreadableOrders, Verdicts
+from selfeval.report.schema import JudgeCalibration, JudgeMember, JudgeProbe, UnreadableOrders, Verdicts
 
 __all__ = ["choices_of", "count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
 
@@ -30,6 +31,7 @@ def measure_verdicts(
     *,
     from_file: bool,
     probe: JudgeProbe | None = None,
+    calibration: Calibration | None = None,
 ) -> Verdicts:
     """Measure the verdicts of both splits.
 
@@ -38,6 +40,7 @@ def measure_verdicts(
         labels: whether each kept label is right by gold (`label_is_right`); None without gold.
         from_file: whether the labels are from the user's file.
         probe: Optional. Diagnosis of the judge from the first pairs. Default: the judge was not probed.
+        calibration: Optional. Calibration of the judge's probabilities. Default: none.
     """
     states = Counter(verdict.state for verdict in verdicts)
     # None for pairs of the user's file and for orders that were not parsed; the share leaves them out.
@@ -56,6 +59,7 @@ def measure_verdicts(
         vote_entropy=_vote_entropy(verdicts),
         mean_grade=_mean_grade(verdicts),
         members=_members(verdicts),
+        calibration=None if calibration is None else JudgeCalibration(**vars(calibration)),
         probe=probe,
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
     )

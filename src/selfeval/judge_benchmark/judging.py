@@ -11,6 +11,7 @@ from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import VerdictsConfig
 from selfeval.judge_benchmark.pairs import LabelledPair
 from selfeval.judge_benchmark.subject import Subject
+from selfeval.judging.calibrated import rounded_judgement
 from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.prompt import Prompt
@@ -20,7 +21,6 @@ from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.model import RunModel
 from selfeval.runs.reader import RunReader
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput
-from selfeval.stages.verdicts import rounded_judgement
 
 __all__ = ["SHARD", "JudgeLabelled", "Outcome", "judge_comparisons"]
 
@@ -106,7 +106,7 @@ def judge_comparisons(subject: Subject, model: ModelHandle, comparisons: Sequenc
         role=subject.judge_role,
         seed=subject.seed,
         answers=model.answers,
-        accuracies=subject.accuracies,
+        fit=subject.fit,
     )
     with model.backbone.acting_as(BASE):
         return list(map(rounded_judgement, judge.judge(shown)))

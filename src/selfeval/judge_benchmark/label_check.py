@@ -85,7 +85,9 @@ def judge_check(
     known = [case for pair in pairs if (case := _known(pair, recorded)) is not None]
     others = [pair for pair in pairs if _known(pair, recorded) is None]
     judged = _judged(subject, others, Terminal(quiet=not progress), trust_remote_code) if others else []
-    return JudgeCheck(subject.as_json(), len(known), len(found) - len(pairs), check_labels([*known, *judged], error))
+    return JudgeCheck(
+        subject.as_json(), len(known), len(found) - len(pairs), check_labels([*known, *judged], error, subject.config.verdicts)
+    )
 
 
 def write_unlabelled(run: str | Path, path: str | Path, n: int = 50, seed: int = 0) -> int:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfeval.config import VerdictsConfig
 from selfeval.evaluation.judge_probe import shown_first
 from selfeval.evaluation.verdicts import is_consistent
-from selfeval.judge_benchmark.figures import Case, choice_of, credit_of, share
+from selfeval.judge_benchmark.figures import Case, choice_of, share
+from selfeval.judge_benchmark.label_calibration import LabelCalibration, calibrate_on_labels, credit, threshold_of
 from selfeval.quality.calibration import aurc, calibration_error, risk_coverage
 from selfeval.quality.label_agreement import cohen_kappa
-from selfeval.quality.selective_risk import Threshold, choose_threshold
+from selfeval.quality.selective_risk import Threshold
 from selfeval.quality.statistics import Figure, bootstrap_interval, mean_figure, proportion
-from selfeval.records import VerdictState
 
 __all__ = ["LabelCheck", "check_labels", "length_slope"]
 
@@ -44,6 +45,7 @@ class LabelCheck:
         aurc: area under the risk-coverage curve.
         risk_coverage: (coverage, risk) of the surest pairs.
         threshold: the smallest confidence with the wanted error rate, with a guarantee.
+        calibration: a calibration on half of the labels; None if there are too few.
     """
 
     pairs: int
@@ -59,6 +61,7 @@ class LabelCheck:
     aurc: float | None
     risk_coverage: tuple[tuple[float, float], ...]
     threshold: Threshold
+    calibration: LabelCalibration | None
 
     @property
     def setting(self) -> str | None:
@@ -73,6 +76,8 @@ class LabelCheck:
 def _as_json(value: Any) -> Any:
     if isinstance(value, Figure):
         return value.as_json()
+    if isinstance(value, LabelCalibration):
+        return {"settings": list(value.settings), **{name: _as_json(part) for name, part in vars(value).items()}}
     if isinstance(value, Threshold):
         return {name: _as_json(part) for name, part in vars(value).items()}
     if isinstance(value, tuple):
@@ -80,18 +85,19 @@ def _as_json(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def check_labels(cases: Sequence[Case], error: float) -> LabelCheck:
+def check_labels(cases: Sequence[Case], error: float, config: VerdictsConfig) -> LabelCheck:
     """Compare a judge with human labels.
 
     Args:
         cases: pairs with a label, and the judge's verdicts.
         error: wanted error rate of kept verdicts, in (0, 1).
+        config: settings with which the verdicts were made.
 
     Raises:
         ValueError: error is not in (0, 1).
     """
     decided = [case for case in cases if case.pair.label != "tie"]
-    credits = [_credit(case) for case in decided]
+    credits = [credit(case) for case in decided]
     read = [(str(choice), str(case.pair.label)) for case in cases if (choice := choice_of(case.verdict)) is not None]
     consistent = [agree for case in decided if (agree := is_consistent(case.verdict)) is not None]
     gains = [_gain(case) for case in decided]
@@ -110,7 +116,8 @@ def check_labels(cases: Sequence[Case], error: float) -> LabelCheck:
         ece=calibration_error([c for c, _ in chosen], [right for _, right in chosen]),
         aurc=aurc(confidence, credits),
         risk_coverage=tuple(risk_coverage(confidence, credits)) if credits else (),
-        threshold=_threshold(decided, error),
+        threshold=threshold_of(decided, error),
+        calibration=calibrate_on_labels(decided, error, config),
     )
 
 
@@ -148,24 +155,7 @@ def _slopes(x_RN: Floats, y_RN: Floats) -> Floats:
     return np.asarray((centred_RN * y_RN).sum(-1) / variance_R, dtype=np.float64)
 
 
-def _credit(case: Case) -> float:
-    probability = case.verdict.probability
-    return credit_of(0.0 if probability is None else probability - 0.5, case.pair.label)
-
-
 def _gain(case: Case) -> float:
     """Return log2 of how many times the better reply is longer than the worse one, in characters; one is added to both."""
     first, second = len(case.pair.first) + 1, len(case.pair.second) + 1
     return math.log2(first / second if case.pair.label == "first" else second / first)
-
-
-def _threshold(cases: Sequence[Case], error: float) -> Threshold:
-    # One pair per question: the guarantee needs independent cases.
-    distinct = list({case.pair.question: case for case in reversed(cases)}.values())
-    # A tie and an unparsable verdict are not kept at any threshold.
-    kept = [case.verdict.state in (VerdictState.KEPT, VerdictState.UNSURE) for case in distinct]
-    confidence = [
-        case.verdict.confidence if can_keep and _credit(case) != 0.5 else 0.0
-        for case, can_keep in zip(distinct, kept, strict=True)
-    ]
-    return choose_threshold(confidence, [_credit(case) == 1 for case in distinct], error)

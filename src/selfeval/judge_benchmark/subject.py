@@ -13,10 +13,11 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import JudgeRole, RunConfig, judge_spec
 from selfeval.config.judges import REPLY
 from selfeval.errors import InputError
+from selfeval.judging.protocol import JudgeFit
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.runs.comparison import check_sure
 from selfeval.runs.evaluator import Evaluator
-from selfeval.runs.judge_accuracies import read_accuracies
+from selfeval.runs.judge_fit import read_fit
 from selfeval.runs.members import member_roles
 from selfeval.runs.model import RunModel
 from selfeval.runs.reader import RunReader, round_seed
@@ -66,11 +67,11 @@ class Subject:
         return "referee" if self.role == "referee" else "judge"
 
     @property
-    def accuracies(self) -> tuple[float, ...] | None:
-        """Accuracies of the members of the run's judge, if it is a combined one."""
+    def fit(self) -> JudgeFit:
+        """What the run estimated for its judge; nothing for another role, or without a run."""
         if self.run is None or self.role != "judge":
-            return None
-        return read_accuracies(self.config.verdicts, RunReader(self.run).folder)
+            return JudgeFit()
+        return read_fit(self.config.verdicts, RunReader(self.run).folder)
 
     @property
     def key(self) -> str:
@@ -89,7 +90,8 @@ class Subject:
         reader = RunReader(self.run)
         known = [reader.run.get(name) for name in ("templates", "made_of", "commit", "date")]
         if self.role != "evaluator":
-            return known if self.accuracies is None else [*known, self.accuracies]
+            calibration = self.fit.calibration
+            return [*known, self.fit.accuracies, None if calibration is None else vars(calibration)]
         folders = [reader.roles_folder / role for role in member_roles(self.config)]
         files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
         return [*known, [(file.relative_to(reader.roles_folder).as_posix(), content_hash(file)) for file in files]]

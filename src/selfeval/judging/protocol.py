@@ -10,9 +10,10 @@ from typing import Protocol
 from selfeval.backbone.roles import Backbone
 from selfeval.config import JudgeRole, VerdictsConfig
 from selfeval.judging.templates import Templates
+from selfeval.quality.judge_calibration import Calibration
 from selfeval.records import Evidence, Message, VerdictState
 
-__all__ = ["Comparison", "Judge", "JudgeContext", "Judgement", "state_of"]
+__all__ = ["UNFITTED", "Comparison", "Judge", "JudgeContext", "JudgeFit", "Judgement", "state_of"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,24 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
+class JudgeFit:
+    """What was estimated from the judge's own verdicts before it is used.
+
+    Attributes:
+        accuracies: Optional. Accuracies of the members of a combined judge. Default: none, so it estimates them from the
+            comparisons of each call.
+        calibration: Optional. Calibration on the agreement of both orders. Default: none, its probabilities are unchanged.
+    """
+
+    accuracies: tuple[float, ...] | None = None
+    calibration: Calibration | None = None
+
+
+UNFITTED = JudgeFit()
+"""Nothing was estimated."""
+
+
+@dataclass(frozen=True)
 class JudgeContext:
     """Everything that a judge is built from.
 
@@ -83,7 +102,7 @@ class JudgeContext:
         temperature: sampling temperature of a judge that is otherwise greedy; see `make_judge`. Default: 0, greedy.
         role: role of the judge. Default: judge.
         answers: Optional. Folder of the answers of a server. Default: none, so no server may be asked.
-        accuracies: Optional. Accuracies of the members of a combined judge, estimated before. Default: none.
+        fit: what was estimated before. Default: nothing.
     """
 
     backbone: Backbone
@@ -95,7 +114,7 @@ class JudgeContext:
     temperature: float = 0.0
     role: JudgeRole = "judge"
     answers: Path | None = None
-    accuracies: tuple[float, ...] | None = None
+    fit: JudgeFit = UNFITTED
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:

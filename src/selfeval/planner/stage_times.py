@@ -25,6 +25,7 @@ from selfeval.config import AgreementConfig, CombinedConfig, MemberInput, RunCon
 from selfeval.errors import ModelError
 from selfeval.evaluation.attacks import KINDS
 from selfeval.judging.kinds import kinds_of_run
+from selfeval.judging.steps import split_steps
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
@@ -65,6 +66,7 @@ class Lengths:
         grade_alone: prompt of the evaluator without the reference answer.
         question, reply, reasoning: what the model writes; the judge's chain of thought is as long as a reply unless its limit
             is lower.
+        steps: number of steps of a reply; 0 if the stage steps is off.
     """
 
     ask: float
@@ -75,6 +77,7 @@ class Lengths:
     question: float
     reply: float
     reasoning: float
+    steps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,13 @@ def _lengths(templates: Templates, config: RunConfig, questions: Sequence[str], 
         question=question,
         reply=reply,
         reasoning=min(reply, config.verdicts.max_new_tokens) if config.verdicts.reasoning else 1.0,
+        steps=_steps(templates, config, rollouts) if config.steps.enabled else 0.0,
     )
+
+
+def _steps(templates: Templates, config: RunConfig, rollouts: Sequence[Rollout]) -> float:
+    texts = [templates.tokenizer.decode(list(rollout.ids), skip_special_tokens=True) for rollout in rollouts]
+    return _mean([len(split_steps(text, config.steps.form)) for text in texts])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -273,6 +282,7 @@ def stage_tokens(config: RunConfig, lengths: Lengths, *, reference: bool, layers
         "replies": _of_replies(config, lengths, reference),
         "verdicts": _of_verdicts(config, lengths),
         "evaluator": _of_evaluator(config, lengths, layers),
+        **({"steps": _of_steps(config, lengths)} if config.steps.enabled else {}),
         "policy": _of_policy(config, lengths, layers),
         "evaluation": _of_evaluation(config, lengths, layers),
     }
@@ -336,13 +346,29 @@ def _of_evaluator(config: RunConfig, lengths: Lengths, layers: int) -> Tokens:
     return Tokens(read=config.questions.test * sequences, learned=trained * sequences)
 
 
+def _of_steps(config: RunConfig, lengths: Lengths) -> Tokens:
+    settings = config.steps
+    questions = min(settings.questions, config.questions.train)
+    replies, votes = questions * config.replies.per_question, questions * settings.votes
+    # A completion goes on from the end of a step, but of the last one: half of the reply is left on average.
+    completions = replies * max(0.0, lengths.steps - 1.0) * settings.completions
+    sequence = lengths.grade + lengths.reply
+    return Tokens(
+        written=(votes + completions / 2) * lengths.reply,
+        read=votes * lengths.reply_prompt + completions * (lengths.reply_prompt + lengths.reply / 2),
+        learned=replies * settings.epochs * sequence,
+    )
+
+
 def _of_policy(config: RunConfig, lengths: Lengths, layers: int) -> Tokens:
     policy, has_critic = config.policy, "critic" in config.policy.spec.extra_roles
     replies = policy.iterations * policy.questions_per_iteration * policy.replies_per_question
     own = lengths.reply_prompt + lengths.reply
     # The critic is a copy of the first evaluator, so it has as many layers; it reads the whole grade prompt.
     graded = has_critic * _layer_share(config.evaluator.input_of(0), layers) * (lengths.grade + lengths.reply)
-    read = own + _scored(config, lengths, layers) + graded  # the reference, the evaluators, the critic's values
+    stepped = (policy.steps != "off") * (lengths.grade + lengths.reply)
+    # The reference, the evaluators, the evaluator of steps, the critic's values.
+    read = own + _scored(config, lengths, layers) + stepped + graded
     learned = policy.epochs * (own + graded)
     return Tokens(written=replies * lengths.reply, read=replies * (lengths.reply_prompt + read), learned=replies * learned)
 

@@ -38,6 +38,7 @@ __all__ = [
     "FirstPairs",
     "Fits",
     "Hidden",
+    "JudgeCalibration",
     "JudgeMember",
     "JudgeProbe",
     "Labels",
@@ -341,6 +342,17 @@ class JudgeMember(Part):
     over pairs. Adjusted Student."""
 
 
+class JudgeCalibration(Part):
+    """The calibration of the judge's probabilities; see [calibration](../algorithms/judging.md#calibration)."""
+
+    slope: float
+    """Factor of the log-odds, summed over both orders. 0: its orders agree no more often than by chance."""
+    truncated_slope: float
+    """The same for verdicts with an output that was cut off, and read after an appended lead."""
+    bias: float
+    """Log-odds by which the judge favours the reply shown first, which are subtracted."""
+
+
 class Verdicts(Part):
     """Counts over all judged pairs of both splits."""
 
@@ -375,6 +387,8 @@ class Verdicts(Part):
     is `pointwise`."""
     members: tuple[JudgeMember, ...] | None = _absent_if_none()
     """One row per member. Absent unless the judge is `combined`."""
+    calibration: JudgeCalibration | None = _absent_if_none()
+    """Calibration of the judge's probabilities. Absent if they are not calibrated."""
     probe: JudgeProbe | None
     """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None

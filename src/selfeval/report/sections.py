@@ -46,6 +46,7 @@ from selfeval.report.schema import (
     Attacks,
     Dropped,
     Evaluator,
+    JudgeCalibration,
     JudgeMember,
     JudgeProbe,
     Labels,
@@ -590,6 +591,7 @@ def _verdicts(verdicts: Verdicts) -> View:
             *_measured("Entropy of the sampled votes, in nats", verdicts.vote_entropy, as_percent=False),
             *_measured("Mean grade of the replies, on the scale of the rubric", verdicts.mean_grade, as_percent=False),
             *(row for member in verdicts.members or () for row in _member_rows(member)),
+            *_judge_calibration_rows(verdicts.calibration),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
             *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
             *_probe_rows(verdicts.probe),
@@ -604,6 +606,16 @@ def _member_rows(member: JudgeMember) -> list[tuple[str, str, str, str]]:
         (f"{name}: accuracy of its votes, estimated from agreement", percent(member.accuracy), "", ""),
         *_measured(f"{name}: share of the pairs on which it voted", member.voted),
         *_measured(f"{name}: votes of the other judges that agree with its own", member.agreement),
+    ]
+
+
+def _judge_calibration_rows(found: JudgeCalibration | None) -> list[tuple[str, str, str, str]]:
+    if found is None:
+        return []
+    return [
+        ("Calibration: factor of the log-odds of a verdict", f"{found.slope:.3f}", "", ""),
+        ("Calibration: the same after an output that was cut off", f"{found.truncated_slope:.3f}", "", ""),
+        ("Calibration: log-odds in favour of the reply shown first, subtracted", f"{found.bias:+.3f}", "", ""),
     ]
 
 

@@ -12,12 +12,12 @@ from selfeval.config import RunConfig, VerdictsConfig, load_config
 from selfeval.errors import InputError
 from selfeval.judging import protocol
 from selfeval.judging.judges import make_judge
-from selfeval.judging.protocol import Judgement
+from selfeval.judging.protocol import UNFITTED, JudgeFit, Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, VerdictState
 from selfeval.runs.comparison import Comparison, Preferred, check_sure
 from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from
-from selfeval.runs.judge_accuracies import read_accuracies
+from selfeval.runs.judge_fit import read_fit
 from selfeval.runs.model import RunModel, described
 from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader, round_seed
@@ -47,10 +47,10 @@ class Judge:
         config: RunConfig,
         source: str | Path,
         seed: int | None = None,
-        accuracies: tuple[float, ...] | None = None,
+        fit: JudgeFit = UNFITTED,
     ) -> None:
         self._backbone, self._templates, self._config, self._source = backbone, templates, config, source
-        self._seed, self._accuracies = config.seed if seed is None else seed, accuracies
+        self._seed, self._fit = config.seed if seed is None else seed, fit
 
     @classmethod
     def load(
@@ -96,8 +96,8 @@ class Judge:
     def of_run(cls, model: RunModel) -> Judge:
         """Return the judge of a run whose base is already loaded."""
         seed, folder = round_seed(model.config.seed, model.reader.round), model.reader.folder
-        accuracies = read_accuracies(model.config.verdicts, folder)
-        return cls(model.backbone, model.templates, model.config, folder, seed, accuracies)
+        fit = read_fit(model.config.verdicts, folder)
+        return cls(model.backbone, model.templates, model.config, folder, seed, fit)
 
     def __repr__(self) -> str:
         return described("Judge", self._source, self._backbone)
@@ -141,9 +141,7 @@ class Judge:
             check_conversations(self._templates, questions)
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
         size = self._config.backbone.rollout_batch_size
-        judge = make_judge(
-            *(self._backbone, self._templates, config), batch_size=size, seed=self._seed, accuracies=self._accuracies
-        )
+        judge = make_judge(*(self._backbone, self._templates, config), batch_size=size, seed=self._seed, fit=self._fit)
         with self._backbone.acting_as(BASE):
             judgements = judge.judge(
                 [self._shown(question, a, b) for question, (_, a, b) in zip(questions, cases, strict=True)]

@@ -16,13 +16,13 @@ from selfeval.backbone.snapshot import commit_of
 from selfeval.config import JudgeRole, RunConfig
 from selfeval.errors import ModelError
 from selfeval.judging.judges import make_judge
-from selfeval.judging.protocol import Judge
+from selfeval.judging.protocol import Judge, JudgeFit
 from selfeval.judging.server.cache import ANSWERS
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.rollout.thinking import ThinkingTokens
-from selfeval.runs.judge_accuracies import ACCURACIES_FILE, read_accuracies
+from selfeval.runs.judge_fit import FIT_FILE, read_fit
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import backbone_config, pairs_of, round_seed
 from selfeval.runs.reply_limit import reply_limit
@@ -177,13 +177,14 @@ class Context:
             role=role,
             seed=self.round_seed,
             answers=self.answers,
-            accuracies=self._accuracies() if role == "judge" else None,
+            fit=self.judge_fit() if role == "judge" else JudgeFit(),
         )
 
-    def _accuracies(self) -> tuple[float, ...] | None:
+    def judge_fit(self) -> JudgeFit:
+        """Return what the stage verdicts estimated for the judge; nothing before it, or if there is nothing to estimate."""
         # A run with the user's own pairs has none: its judge is only timed.
         root = self.store.root
-        return read_accuracies(self.config.verdicts, root) if (root / ACCURACIES_FILE).is_file() else None
+        return read_fit(self.config.verdicts, root) if (root / FIT_FILE).is_file() else JudgeFit()
 
     @property
     def answers(self) -> Path:

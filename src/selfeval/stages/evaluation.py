@@ -32,6 +32,7 @@ from selfeval.evaluation.over_optimisation import (
 from selfeval.evaluation.policy import Answered, measure_policy, outcome, sample_of
 from selfeval.evaluation.replies import measure_replies
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
+from selfeval.judging.calibrated import calibration_of
 from selfeval.judging.protocol import Comparison
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Sampled, Split, Verdict, VerdictState
@@ -240,7 +241,8 @@ def _verdicts(context: Context, questions: Mapping[str, Question], gold: Gold | 
     from_file = _labels_from_file(context)
     # The probed pairs, whose verdicts are in the first shards.
     probe = diagnose(verdicts[:PROBED], context.config) if len(verdicts) > PROBED and not from_file else None
-    return measure_verdicts(verdicts, labels if gold else None, from_file=from_file, probe=probe)
+    calibration = None if from_file else calibration_of(context.config.verdicts, context.judge_fit())
+    return measure_verdicts(verdicts, labels if gold else None, from_file=from_file, probe=probe, calibration=calibration)
 
 
 def _labels_from_file(context: Context) -> bool:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.backbone.fingerprint import model_identity
-from selfeval.config import EndpointConfig, RunConfig
+from selfeval.config import EndpointConfig, RunConfig, VerdictsConfig
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
 from selfeval.records import Split
-from selfeval.runs.judge_accuracies import ACCURACIES_FILE
+from selfeval.runs.judge_fit import FIT_FILE
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
 from selfeval.runs.reply_limit import LIMIT_FILE
@@ -136,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("replies"),),
         sections=("verdicts",),
         owned=("dropped/verdicts",),
-        notes=(PROBE_FILE, ACCURACIES_FILE),
+        notes=(PROBE_FILE, FIT_FILE),
     ),
     Stage("pairs", pairs.run, reads=(Edge("verdicts"),), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
@@ -280,11 +280,23 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     if values["verdicts"]["votes"] == 1:
         # A single vote is greedy; without the settings, runs from before there were votes keep their keys.
         del values["verdicts"]["votes"], values["verdicts"]["vote_temperature"]
+    if calibration := _calibration(config.verdicts):
+        values["verdicts"]["calibration"] = calibration
+    else:
+        del values["verdicts"]["calibration"]
     for settings in (values["verdicts"].get("endpoint", {}), values["evaluation"].get("referee", {})):
         for name in EndpointConfig.WITHOUT_EFFECT & settings.keys():
             del settings[name]
     del values["policy"]["gate"]  # whether the policy is trained, not how
     return {**values, "gold": gold_key(config)}
+
+
+def _calibration(config: VerdictsConfig) -> dict[str, Any]:
+    """Return the settings on which calibrated probabilities depend; nothing if they are not calibrated."""
+    found = config.calibration
+    if found.method == "given":
+        return found.model_dump(mode="json", exclude={"pairs"})
+    return found.model_dump(mode="json", include={"method", "pairs"}) if config.fits_consistency else {}
 
 
 def _tokenizer_day(name: str, day: date) -> str | None:

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
-from selfeval.config import VerdictsConfig
+from selfeval.config import CombinedConfig, VerdictsConfig
+from selfeval.judging.calibrated import rounded_judgement
 from selfeval.judging.judges import make_judge
-from selfeval.judging.protocol import Comparison, Judgement, state_of
+from selfeval.judging.protocol import UNFITTED, Comparison, JudgeFit, Judgement, state_of
 from selfeval.quality.dedupe import normalise
-from selfeval.quality.statistics import rounded
 from selfeval.records import Drop, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, Labelled
-from selfeval.stages.judge_accuracies import estimate_accuracies
+from selfeval.stages.judge_fit import Judged, calibrate, calibrated_verdict, estimate_accuracies, known_fit
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
-__all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "rounded_judgement", "run"]
+__all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "run"]
 
 ReplyPair = tuple[Question, Reply, Reply]
 
@@ -77,26 +77,6 @@ def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: R
     )
 
 
-def rounded_judgement(judgement: Judgement) -> Judgement:
-    """Return a judgement with the precision of numbers in files."""
-    return Judgement(rounded(judgement.probability), rounded(judgement.tie), _rounded(judgement.evidence))
-
-
-def _rounded(evidence: Any) -> Any:
-    if evidence is None:
-        return None
-    values = {field.name: _rounded_value(getattr(evidence, field.name)) for field in dataclasses.fields(evidence)}
-    return dataclasses.replace(evidence, **values)
-
-
-def _rounded_value(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_rounded_value, value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # of a member
-        return _rounded(value)
-    return rounded(value) if isinstance(value, float) else value
-
-
 def _drop(question: Question, verdict: Verdict) -> Drop:
     detail: dict[str, Any] = {"probability": verdict.probability, "tie": verdict.tie}
     if verdict.evidence is not None:
@@ -115,14 +95,14 @@ class JudgePairs:
         batch_size: of sampling.
         seed: of what the judge samples.
         temperature: of a judge that is otherwise greedy; see `make_judge`. Default: 0.
-        accuracies: of the members of a combined judge; see `make_judge`. Default: none.
+        fit: what was estimated before; see `make_judge`. Default: nothing.
     """
 
     config: VerdictsConfig
     batch_size: int
     seed: int
     temperature: float = 0.0
-    accuracies: tuple[float, ...] | None = None
+    fit: JudgeFit = UNFITTED
 
     def __call__(self, model: ModelHandle, batch: Batch[ReplyPair | Drop]) -> ShardOutput:
         """Return a verdict for each pair; one that is not kept is listed among the drops too."""
@@ -130,9 +110,7 @@ class JudgePairs:
         drops = [p for p in batch.records if isinstance(p, Drop)]
         judgements = self._judge(model, [compared(q, a, b) for q, a, b in pairs])
         verdicts = [_verdict(self.config, q, a, b, j) for (q, a, b), j in zip(pairs, judgements, strict=True)]
-        unkept = [_drop(q, v) for (q, _, _), v in zip(pairs, verdicts, strict=True) if v.state != VerdictState.KEPT]
-        # Verdicts that are not kept stay in the shard: evaluation counts them by state.
-        return ShardOutput(verdicts, [*drops, *unkept])
+        return _output([question for question, _, _ in pairs], verdicts, drops)
 
     def _judge(self, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:
         judge = make_judge(
@@ -143,7 +121,7 @@ class JudgePairs:
             seed=self.seed,
             temperature=self.temperature,
             answers=model.answers,
-            accuracies=self.accuracies,
+            fit=self.fit,
         )
         with model.backbone.acting_as(BASE):
             return judge.judge(comparisons)
@@ -194,9 +172,33 @@ def run(context: Context) -> dict[str, int]:
     pairs = _pairs(context, questions)
     drawn = [pair for pair in pairs if not isinstance(pair, Drop)]
     probe_judge(context, drawn, work)
-    work = dataclasses.replace(work, accuracies=estimate_accuracies(context, drawn, work))
-    map_shards(shards, pairs, config.verdicts.shard, work, context.executor)
+    fit = known_fit(context)
+    if fit is None and isinstance(config.verdicts.settings, CombinedConfig):
+        fit = estimate_accuracies(context, config.verdicts.settings, drawn, work) if drawn else UNFITTED
+    elif fit is None:
+        fit, judged = calibrate(context, pairs, work)
+        _write_calibrated(context, fit, judged)
+    map_shards(shards, pairs, config.verdicts.shard, dataclasses.replace(work, fit=fit), context.executor)
     return _counts(context)
+
+
+def _write_calibrated(context: Context, fit: JudgeFit, judged: Judged) -> None:
+    """Write the shards from which the calibration was fitted, but for finished ones: they need not be judged again."""
+    finished = {path.name for path in context.store.shards("verdicts")}
+    for batch, output in judged:
+        if context.store.shard_path("verdicts", batch.index).name in finished:
+            continue
+        verdicts = [calibrated_verdict(v, fit.calibration, context.config.verdicts) for v in output.records]
+        pairs = [pair for pair in batch.records if not isinstance(pair, Drop)]
+        drops = [pair for pair in batch.records if isinstance(pair, Drop)]
+        found = _output([question for question, _, _ in pairs], verdicts, drops)
+        context.store.write_shard("verdicts", batch.index, found.records, found.drops)
+
+
+def _output(questions: Sequence[Question], verdicts: Sequence[Verdict], drops: Sequence[Drop]) -> ShardOutput:
+    """Return a shard. Verdicts that are not kept are drops too, and stay in the shard: evaluation counts them by state."""
+    unkept = [_drop(q, v) for q, v in zip(questions, verdicts, strict=True) if v.state != VerdictState.KEPT]
+    return ShardOutput(verdicts, [*drops, *unkept])
 
 
 def _counts(context: Context) -> dict[str, int]:

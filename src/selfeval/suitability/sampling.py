@@ -20,7 +20,7 @@ from selfeval.judging.templates import templates_folder
 from selfeval.records import Drop, Question, Reply, Split, Verdict
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given
-from selfeval.stages.judge_accuracies import pooled_again
+from selfeval.stages.judge_fit import fitted_again
 from selfeval.stages.questions import WriteQuestions
 from selfeval.stages.replies import Asked, WriteReplies
 from selfeval.stages.shards import Batch, ModelHandle
@@ -231,7 +231,7 @@ class _Rounds:
     def _judge(self, candidate: Candidate) -> None:
         judged, start = self.sample.judged[candidate.name], monotonic()
         judged.verdicts += self._verdicts(candidate, self.sample.pairs[len(judged.verdicts) :], self.config.seed, 0.0)
-        judged.verdicts = pooled_again(judged.verdicts, judged.verdicts, candidate.config.verdicts)
+        judged.verdicts = fitted_again(judged.verdicts, judged.verdicts, candidate.config.verdicts)
         judged.seconds += monotonic() - start
         if len(judged.verdicts) >= PROBED:
             judged.is_hopeless = not diagnose(judged.verdicts, candidate.config).usable
@@ -241,7 +241,7 @@ class _Rounds:
         pairs = self.sample.pairs[len(judged.retests) : min(len(judged.verdicts), RETESTED)]
         if candidate.is_sampled and not judged.is_hopeless:
             judged.retests += self._verdicts(candidate, pairs, self.config.seed + 1, RETEST_TEMPERATURE)
-            judged.retests = pooled_again(judged.retests, judged.verdicts, candidate.config.verdicts)
+            judged.retests = fitted_again(judged.retests, judged.verdicts, candidate.config.verdicts)
 
     def _verdicts(self, candidate: Candidate, pairs: Sequence[ReplyPair], seed: int, temperature: float) -> list[Verdict]:
         if not pairs:

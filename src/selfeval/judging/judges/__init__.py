@@ -7,7 +7,8 @@ from pathlib import Path
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import JudgeRole, VerdictsConfig, judge_spec
-from selfeval.judging.protocol import Judge, JudgeContext
+from selfeval.judging.calibrated import CalibratedJudge, calibration_of
+from selfeval.judging.protocol import UNFITTED, Judge, JudgeContext, JudgeFit
 from selfeval.judging.templates import Templates
 
 __all__ = ["make_judge"]
@@ -23,7 +24,7 @@ def make_judge(
     seed: int = 0,
     temperature: float = 0.0,
     answers: Path | None = None,
-    accuracies: tuple[float, ...] | None = None,
+    fit: JudgeFit = UNFITTED,
 ) -> Judge:
     """Return the judge that the configuration names, or the referee.
 
@@ -37,8 +38,7 @@ def make_judge(
         temperature: sampling temperature of the chain of thought of a judge that is otherwise greedy, to measure whether it
             agrees with itself. A judge that samples anyway has its temperature in its settings. Default: 0, greedy.
         answers: Optional. Folder of the answers of a server. Default: none, so a judge that asks a server is refused.
-        accuracies: Optional. Accuracies of the members of a combined judge. Default: none, so it estimates them from the
-            comparisons of each call.
+        fit: Optional. What was estimated from the judge's verdicts before. Default: nothing.
 
     Raises:
         ValueError: the registry names a module outside of this package.
@@ -47,8 +47,7 @@ def make_judge(
     module, _, name = spec.implementation.partition(":")
     if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
         raise ValueError(f"a judge must be a module of {__name__}, written as module:object; got {spec.implementation}")
-    context = JudgeContext(
-        backbone, templates, config.kinds(role), config, batch_size, seed, temperature, role, answers, accuracies
-    )
+    context = JudgeContext(backbone, templates, config.kinds(role), config, batch_size, seed, temperature, role, answers, fit)
     judge: Judge = getattr(import_module(f"{__name__}.{module}"), name)(context)
-    return judge
+    calibration = calibration_of(config, fit) if role == "judge" else None
+    return judge if calibration is None else CalibratedJudge(judge, calibration)

@@ -30,7 +30,7 @@ class CombinedJudge:
     def __init__(self, context: JudgeContext) -> None:
         if not isinstance(context.config.settings, CombinedConfig):
             raise TypeError(f"the combined judge needs its section of settings, got {context.config.settings}")
-        self._config, self._names, self._accuracies = context.config, context.config.settings.judges, context.accuracies
+        self._config, self._names, self._accuracies = context.config, context.config.settings.judges, context.fit.accuracies
         self._members = [
             make_judge(
                 *(context.backbone, context.templates, member),

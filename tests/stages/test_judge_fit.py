@@ -13,8 +13,9 @@ from selfeval.config import RunConfig, load_config
 from selfeval.errors import InputError, LoopError, RunFolderError
 from selfeval.judge_benchmark.subject import subject_of
 from selfeval.judging.judges.combined import fit_members
+from selfeval.judging.protocol import JudgeFit
 from selfeval.records import CombinedEvidence, Question, Verdict
-from selfeval.runs.judge_accuracies import ACCURACIES_FILE, read_accuracies
+from selfeval.runs.judge_fit import FIT_FILE, read_fit
 from selfeval.stages import verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.evaluation import _verdicts
@@ -50,14 +51,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Context:
 def test_the_accuracies_are_those_of_the_first_pairs(finished: Context) -> None:
     rows = evidence(finished)
     assert len(rows) == PAIRS
-    written = json.loads((finished.store.root / ACCURACIES_FILE).read_text())
+    written = json.loads((finished.store.root / FIT_FILE).read_text())
     assert written["judges"] == MEMBERS
     assert written["accuracies"] == pytest.approx(fit_members(rows[:16]), abs=1e-6)
     assert written["accuracies"] != pytest.approx(fit_members(rows), abs=1e-4)  # not those of all pairs
     assert written["votes"] == [sum(map(bool, votes)) for votes in zip(*(row.votes for row in rows[:16]), strict=True)]
     assert written["pairs"] == 16
     assert {row.accuracies for row in rows} == {tuple(written["accuracies"])}
-    assert read_accuracies(finished.config.verdicts, finished.store.root) == tuple(written["accuracies"])
+    assert read_fit(finished.config.verdicts, finished.store.root).accuracies == tuple(written["accuracies"])
 
 
 def test_the_report_has_every_member(finished: Context) -> None:
@@ -78,7 +79,7 @@ def copy_of(finished: Context, folder: Path) -> Context:
     for path in finished.store.shards("verdicts"):
         (folder / "verdicts").mkdir(exist_ok=True)
         (folder / "verdicts" / path.name).write_bytes(path.read_bytes())
-    (folder / ACCURACIES_FILE).write_bytes((finished.store.root / ACCURACIES_FILE).read_bytes())
+    (folder / FIT_FILE).write_bytes((finished.store.root / FIT_FILE).read_bytes())
     return run
 
 
@@ -88,22 +89,22 @@ def test_a_lost_shard_is_judged_with_the_accuracies_of_the_file(finished: Contex
     verdicts.run(run)
     assert shards(run) == shards(finished)
     run.store.shards("verdicts")[-1].unlink()
-    written = json.loads((run.store.root / ACCURACIES_FILE).read_text())
-    (run.store.root / ACCURACIES_FILE).write_text(json.dumps({**written, "accuracies": [0.7, 0.8, 0.9]}))
+    written = json.loads((run.store.root / FIT_FILE).read_text())
+    (run.store.root / FIT_FILE).write_text(json.dumps({**written, "accuracies": [0.7, 0.8, 0.9]}))
     verdicts.run(run)
     assert [row.accuracies for row in evidence(run)][-4:] == [(0.7, 0.8, 0.9)] * 4
 
 
 def test_without_a_shard_the_accuracies_are_estimated_again(finished: Context, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", COMBINED, seed=SEED)
-    (run.store.root / ACCURACIES_FILE).write_text("of other settings")
+    (run.store.root / FIT_FILE).write_text("of other settings")
     verdicts.run(run)
     assert shards(run) == shards(finished)
     run.store.close()
-    other = run_of(tmp_path / "other", WORKS)
-    (other.store.root / ACCURACIES_FILE).write_text("of other settings")
+    other = run_of(tmp_path / "other", {**WORKS, "calibration": {"method": "off"}})
+    (other.store.root / FIT_FILE).write_text("of other settings")
     verdicts.run(other)
-    assert not (other.store.root / ACCURACIES_FILE).exists()
+    assert not (other.store.root / FIT_FILE).exists()
 
 
 def test_an_unusable_judge_is_found_before_its_accuracies_are_estimated(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_an_unusable_judge_is_found_before_its_accuracies_are_estimated(tmp_path
     with pytest.raises(LoopError, match="unparsable"):
         verdicts.run(run)
     assert (run.store.root / PROBE_FILE).is_file()
-    assert not (run.store.root / ACCURACIES_FILE).exists()
+    assert not (run.store.root / FIT_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -126,11 +127,11 @@ def test_an_unusable_judge_is_found_before_its_accuracies_are_estimated(tmp_path
 def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
     config = RunConfig(verdicts=COMBINED).verdicts
     with pytest.raises(RunFolderError, match="has no accuracies of pairwise, pointwise, agreement yet"):
-        read_accuracies(config, tmp_path)
-    (tmp_path / ACCURACIES_FILE).write_text(text)
+        read_fit(config, tmp_path)
+    (tmp_path / FIT_FILE).write_text(text)
     with pytest.raises(RunFolderError, match="numbers between 0 and 1; remove it"):
-        read_accuracies(config, tmp_path)
-    assert read_accuracies(RunConfig().verdicts, tmp_path) is None
+        read_fit(config, tmp_path)
+    assert read_fit(RunConfig(verdicts={"judge": "pointwise"}).verdicts, tmp_path) == JudgeFit()
 
 
 def test_the_members_and_their_settings_are_part_of_the_key() -> None:

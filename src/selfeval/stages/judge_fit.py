@@ -1,0 +1,184 @@
+"""Estimate what a judge needs before its verdicts are final: accuracies of the members of a combined judge, or a calibration.
+
+This is done once per round, from its first pairs, and written to a file: the verdict of a pair must not depend on the shard
+that it is in, or on when a run was killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from selfeval.config import CombinedConfig, VerdictsConfig
+from selfeval.errors import LoopError
+from selfeval.evaluation.verdicts import is_consistent
+from selfeval.judging.calibrated import calibrated, looks_of
+from selfeval.judging.judges.combined import fit_members, pool_members
+from selfeval.judging.protocol import JudgeFit, Judgement, state_of
+from selfeval.quality.judge_calibration import FEWEST_PAIRS, Calibration, fit_to_consistency
+from selfeval.quality.statistics import proportion, rounded
+from selfeval.records import CombinedEvidence, Verdict
+from selfeval.report.figures import describe
+from selfeval.report.summary import OTHER_JUDGES
+from selfeval.runs.judge_fit import FIT_FILE, has_fit, read_fit
+from selfeval.stages.context import Context
+from selfeval.stages.shards import Batch, ShardOutput, Work
+
+__all__ = ["Judged", "calibrate", "calibrated_verdict", "estimate_accuracies", "fitted_again", "known_fit", "members_of"]
+
+Judged = list[tuple[Batch[Any], ShardOutput]]
+
+
+def known_fit(context: Context) -> JudgeFit | None:
+    """Return what was estimated before, if a shard is finished; otherwise remove the file of an attempt with other settings.
+
+    None if it has to be estimated.
+
+    Raises:
+        RunFolderError: a shard is finished, and the file is damaged.
+    """
+    config, store = context.config.verdicts, context.store
+    path = store.root / FIT_FILE
+    if store.shards("verdicts") and path.is_file():
+        return read_fit(config, store.root)
+    path.unlink(missing_ok=True)
+    return None if has_fit(config) else JudgeFit()
+
+
+def _judge_first(context: Context, pairs: Sequence[Any], work: Work[Any]) -> Judged:
+    size = context.config.verdicts.shard
+    batches = [Batch(n, pairs[first : first + size]) for n, first in enumerate(range(0, len(pairs), size))]
+    return sorted(context.executor.map(work, batches), key=lambda found: found[0].index)
+
+
+# -- combined -----------------------------------------------------------------------------------------------------------
+
+
+def members_of(verdicts: Sequence[Verdict]) -> list[CombinedEvidence]:
+    """Return the evidence of the verdicts of a combined judge."""
+    return [verdict.evidence for verdict in verdicts if isinstance(verdict.evidence, CombinedEvidence)]
+
+
+def estimate_accuracies(context: Context, combined: CombinedConfig, pairs: Sequence[Any], work: Work[Any]) -> JudgeFit:
+    """Estimate the accuracies of the members of a combined judge from the first pairs, and write them.
+
+    The shards judge these pairs again, because a shard must not depend on the batches of another step.
+
+    Args:
+        context: context of the round.
+        combined: settings of the judge.
+        pairs: the pairs of the stage, in order.
+        work: judges a batch of pairs.
+    """
+    first = pairs[: combined.pairs]
+    context.terminal.note(f"verdicts: estimating the accuracies of {', '.join(combined.judges)} on {len(first)} pairs")
+    found = members_of([verdict for _, output in _judge_first(context, first, work) for verdict in output.records])
+    # As written: a resumed run reads these.
+    accuracies = tuple(round(a, 6) for a in fit_members(found))
+    votes = [sum(map(bool, column)) for column in zip(*(evidence.votes for evidence in found), strict=True)]
+    context.store.write_json(
+        context.store.root / FIT_FILE,
+        {"judges": list(combined.judges), "accuracies": list(accuracies), "votes": votes, "pairs": len(found)},
+    )
+    said = [f"{name} {a:.2f} ({n} votes)" for name, a, n in zip(combined.judges, accuracies, votes, strict=True)]
+    context.terminal.note(f"verdicts: accuracies by the agreement of the judges: {', '.join(said)}")
+    return JudgeFit(accuracies=accuracies)
+
+
+def fitted_again(verdicts: Sequence[Verdict], fitted_on: Sequence[Verdict], config: VerdictsConfig) -> list[Verdict]:
+    """Return the verdicts with a fit to all verdicts at hand, as a run has it of its first pairs.
+
+    Args:
+        verdicts: verdicts of any judge; those of one with nothing to estimate are returned as they are.
+        fitted_on: verdicts of the same judge, from which accuracies or a calibration are estimated.
+        config: settings of the verdicts.
+    """
+    if config.fits_consistency:
+        found = _fitted(fitted_on, config)
+        return [calibrated_verdict(verdict, found, config) for verdict in verdicts]
+    accuracies = fit_members(members_of(fitted_on))
+
+    def pooled(verdict: Verdict) -> Verdict:
+        if not isinstance(verdict.evidence, CombinedEvidence):
+            return verdict
+        return _with(verdict, pool_members(verdict.evidence, accuracies, config), config)
+
+    return list(map(pooled, verdicts))
+
+
+# -- calibration --------------------------------------------------------------------------------------------------------
+
+
+def calibrate(context: Context, pairs: Sequence[Any], work: Work[Any]) -> tuple[JudgeFit, Judged]:
+    """Fit the calibration to the agreement of both orders on the first pairs, and write it.
+
+    Args:
+        context: context of the round.
+        pairs: what the shards of the stage are made of, in order.
+        work: judges a batch of them, without a calibration.
+
+    Returns:
+        The fit, and the batches that were judged, whole shards, with verdicts that are not calibrated yet.
+
+    Raises:
+        LoopError: no verdict would be kept, because the orders agree no more often than by chance, and the user has not forced
+            the run. Only in round 1: later rounds have the pairs of earlier ones.
+    """
+    config = context.config.verdicts
+    shards = -(-min(config.calibration.pairs, len(pairs)) // config.shard)
+    judged = _judge_first(context, pairs[: shards * config.shard], work)
+    verdicts = [verdict for _, output in judged for verdict in output.records]
+    found = _fitted(verdicts, config)
+    values = None if found is None else vars(found)
+    context.store.write_json(context.store.root / FIT_FILE, {"calibration": values, "pairs": len(verdicts)})
+    context.terminal.note(f"verdicts: {_described(found, len(verdicts))}")
+    if found is not None and not max(found.slope, found.truncated_slope) and not context.force and not context.earlier:
+        raise LoopError(_without_consistency(verdicts))
+    return JudgeFit(calibration=found), judged
+
+
+def _fitted(verdicts: Sequence[Verdict], config: VerdictsConfig) -> Calibration | None:
+    """Fit to the pairs with a verdict that is no tie. Rounded as written: a resumed run reads these numbers."""
+    clear = [verdict for verdict in verdicts if verdict.tie is None or verdict.tie <= config.tie]
+    looks = [look for verdict in clear if (look := looks_of(_judgement(verdict))) is not None]
+    found = fit_to_consistency(looks)
+    return found and Calibration(**{name: round(value, 6) for name, value in vars(found).items()})
+
+
+def _described(found: Calibration | None, pairs: int) -> str:
+    if found is None:
+        return f"fewer than {FEWEST_PAIRS} of {pairs} pairs have a preference, so the judge's probabilities are not calibrated"
+    return (
+        f"calibrated on the agreement of both orders of {pairs} pairs: log-odds times {found.slope:.2g} "
+        f"({found.truncated_slope:.2g} after a chain of thought that was cut off), position bias {found.bias:+.2f}"
+    )
+
+
+def _without_consistency(verdicts: Sequence[Verdict]) -> str:
+    agree = proportion([found for verdict in verdicts if (found := is_consistent(verdict)) is not None])
+    return (
+        f"both orders of the judge agree in {describe(agree)} of {len(verdicts)} pairs, which chance explains, so no verdict "
+        f"would be kept. Use another judge (verdicts.judge) or a stronger model, or set verdicts.calibration.method=off; "
+        f"{OTHER_JUDGES}. Finished stages are kept. To judge all pairs anyway, rerun the same command with --force"
+    )
+
+
+def calibrated_verdict(verdict: Verdict, calibration: Calibration | None, config: VerdictsConfig) -> Verdict:
+    """Return a recorded verdict with its calibrated probability and the state that follows.
+
+    Args:
+        verdict: a verdict that is not calibrated.
+        calibration: Optional. None leaves it unchanged.
+        config: settings of the verdicts.
+    """
+    return verdict if calibration is None else _with(verdict, calibrated(_judgement(verdict), calibration), config)
+
+
+def _judgement(verdict: Verdict) -> Judgement:
+    return Judgement(verdict.probability, verdict.tie, verdict.evidence)
+
+
+def _with(verdict: Verdict, judgement: Judgement, config: VerdictsConfig) -> Verdict:
+    written = Judgement(rounded(judgement.probability), rounded(judgement.tie), judgement.evidence)
+    return dataclasses.replace(verdict, state=state_of(written, config), **vars(written))

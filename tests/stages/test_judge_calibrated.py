@@ -1,0 +1,177 @@
+"""The verdicts stage with a calibration on the agreement of both orders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from judged_runs import WORKS, run_of, shards
+from selfeval.backbone.adapters import BASE
+from selfeval.config import RunConfig, load_config
+from selfeval.errors import ConfigError, LoopError, RunFolderError
+from selfeval.judging.calibrated import calibrated, looks_of
+from selfeval.judging.protocol import Judgement, state_of
+from selfeval.quality.judge_calibration import Calibration, fit_to_consistency
+from selfeval.quality.statistics import rounded
+from selfeval.records import Question, Reply, Verdict, VerdictState
+from selfeval.runs.judge_fit import FIT_FILE, read_fit
+from selfeval.stages import verdicts
+from selfeval.stages.context import Context
+from selfeval.stages.graph import stage_keys
+from selfeval.stages.shards import Batch, ModelHandle, ShardOutput
+from selfeval.stages.verdicts import compared
+
+COUNT, FITTED = 80, 64
+SEED = 7
+"""Of a random model whose orders agree."""
+SETTINGS: dict[str, Any] = {**WORKS, "keep": 0.8, "shard": 16, "calibration": {"pairs": 50}}
+
+
+def calibrated_run(folder: Path, seed: int = SEED, **settings: Any) -> Context:
+    return run_of(folder, {**SETTINGS, **settings}, count=COUNT, seed=seed)
+
+
+def judgement(verdict: Verdict) -> Judgement:
+    return Judgement(verdict.probability, verdict.tie, verdict.evidence)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> list[Verdict]:
+    run = calibrated_run(tmp_path_factory.mktemp("raw") / "run", calibration={"method": "off"})
+    verdicts.run(run)
+    assert not (run.store.root / FIT_FILE).exists()
+    return run.store.read("verdicts", Verdict)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    run = calibrated_run(tmp_path_factory.mktemp("calibrated") / "run")
+    verdicts.run(run)
+    run.store.close()
+    return run
+
+
+def test_verdicts_have_the_probability_that_the_first_pairs_give(finished: Context, raw: list[Verdict]) -> None:
+    looks = [looks_of(judgement(verdict)) for verdict in raw[:FITTED]]
+    fitted = fit_to_consistency([one for one in looks if one is not None])
+    assert fitted is not None
+    assert fitted.slope > 1.0
+    found = read_fit(finished.config.verdicts, finished.store.root).calibration
+    assert found == Calibration(*(round(value, 6) for value in (fitted.slope, fitted.truncated_slope, fitted.bias)))
+    assert json.loads((finished.store.root / FIT_FILE).read_text())["pairs"] == FITTED
+    made = finished.store.read("verdicts", Verdict)
+    assert [verdict.evidence for verdict in made] == [verdict.evidence for verdict in raw]
+    expected = [rounded(calibrated(judgement(verdict), found).probability) for verdict in raw]
+    assert [verdict.probability for verdict in made] == expected
+    assert expected != [verdict.probability for verdict in raw]
+    config = finished.config.verdicts
+    assert [verdict.state for verdict in made] == [state_of(judgement(verdict), config) for verdict in made]
+
+
+def test_what_is_not_kept_is_among_the_drops(finished: Context) -> None:
+    made = finished.store.read("verdicts", Verdict)
+    files = sorted((finished.store.root / "dropped" / "verdicts").iterdir())
+    dropped = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    unkept = [verdict for verdict in made if verdict.state != VerdictState.KEPT]
+    assert 0 < len(unkept) < len(made)
+    assert [drop["reason"] for drop in dropped] == [verdict.state.value for verdict in unkept]
+    assert [drop["detail"]["probability"] for drop in dropped] == [verdict.probability for verdict in unkept]
+
+
+@pytest.mark.parametrize("lost", [(0,), (4,), (1, 2, 3, 4), (0, 1, 2, 3, 4)], ids=str)
+def test_lost_shards_are_judged_to_the_same_bytes(
+    finished: Context, lost: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = calibrated_run(tmp_path / "run"), tmp_path / "run"
+    shutil.copytree(finished.store.root, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+    for number in lost:
+        (folder / "verdicts" / f"shard-{number:05d}.jsonl").unlink()
+    judged: list[int] = []
+    work = verdicts.JudgePairs.__call__
+
+    def noted(self: verdicts.JudgePairs, model: ModelHandle, batch: Batch[Any]) -> ShardOutput:
+        judged.append(batch.index)
+        return work(self, model, batch)
+
+    monkeypatch.setattr(verdicts.JudgePairs, "__call__", noted)
+    verdicts.run(run)
+    assert shards(run) == shards(finished)
+    probed = [0] if len(lost) == 5 else []
+    assert judged == [*probed, *lost]  # none is judged twice
+
+
+def test_a_lost_fit_is_made_again(finished: Context, tmp_path: Path) -> None:
+    run, folder = calibrated_run(tmp_path / "run"), tmp_path / "run"
+    shutil.copytree(finished.store.root, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+    (folder / FIT_FILE).unlink()
+    (folder / "verdicts" / "shard-00004.jsonl").unlink()
+    verdicts.run(run)
+    assert shards(run) == shards(finished)
+    assert (folder / FIT_FILE).read_bytes() == (finished.store.root / FIT_FILE).read_bytes()
+
+
+def test_the_judge_of_the_run_is_calibrated_and_the_referee_is_not(finished: Context, tmp_path: Path) -> None:
+    run = calibrated_run(tmp_path / "run")
+    (tmp_path / "run" / FIT_FILE).write_bytes((finished.store.root / FIT_FILE).read_bytes())
+    questions = {question.id: question for question in finished.store.read("questions", Question)}
+    replies = {reply.id: reply for reply in finished.store.read("replies", Reply)}
+    made = finished.store.read("verdicts", Verdict)[:16]
+    pairs = [compared(questions[v.question_id], replies[v.first], replies[v.second]) for v in made]
+    with run.backbone.acting_as(BASE):
+        found = run.judge().judge(pairs)
+    assert [rounded(one.probability) for one in found] == [verdict.probability for verdict in made]
+    assert type(run.judge("referee")).__name__ == "PairwiseJudge"
+
+
+def test_a_judge_without_consistency_ends_the_run_early_and_keeps_nothing(tmp_path: Path) -> None:
+    run = calibrated_run(tmp_path / "run", seed=0)
+    with pytest.raises(LoopError, match=r"agree in .* \(interval .*, n = 64\) of 64 pairs, which chance explains"):
+        verdicts.run(run)
+    assert not run.store.shards("verdicts")
+    run.store.close()
+    run = run_of(tmp_path / "run", SETTINGS, count=COUNT, force=True)
+    counts = verdicts.run(run)
+    assert (counts["judged"], counts["kept"]) == (COUNT, 0)
+    assert {verdict.probability for verdict in run.store.read("verdicts", Verdict)} == {0.5}
+
+
+def test_few_pairs_are_not_calibrated(tmp_path: Path, raw: list[Verdict]) -> None:
+    run = run_of(tmp_path / "run", SETTINGS, count=32, seed=SEED)
+    verdicts.run(run)
+    assert json.loads((run.store.root / FIT_FILE).read_text()) == {"calibration": None, "pairs": 32}
+    assert [verdict.probability for verdict in run.store.read("verdicts", Verdict)] == [v.probability for v in raw[:32]]
+
+
+def test_given_values_are_used(tmp_path: Path, raw: list[Verdict]) -> None:
+    given = {"method": "given", "slope": 0.5, "truncated_slope": 0.1, "bias": 0.3}
+    run = run_of(tmp_path / "run", {**SETTINGS, "calibration": given}, count=16, seed=SEED)
+    verdicts.run(run)
+    expected = [rounded(calibrated(judgement(v), Calibration(0.5, 0.1, 0.3)).probability) for v in raw[:16]]
+    assert [verdict.probability for verdict in run.store.read("verdicts", Verdict)] == expected
+    assert not (run.store.root / FIT_FILE).exists()
+
+
+@pytest.mark.parametrize("text", ['{"calibration": {"slope": 1.0}}', '{"calibration": 1}'])
+def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / FIT_FILE).write_text(text)
+    with pytest.raises(RunFolderError, match="expected a calibration with slope, truncated_slope, bias, or null; remove it"):
+        read_fit(RunConfig().verdicts, tmp_path)
+
+
+def test_settings_are_part_of_the_key_and_checked() -> None:
+    def key(*given: str) -> str:
+        return stage_keys(load_config(None, {}, given), [])["verdicts"]
+
+    section = "verdicts.calibration"
+    off, given = f"{section}.method=off", f"{section}.method=given"
+    assert len({key(), key(off), key(f"{section}.pairs=64"), key(given), key(given, f"{section}.bias=1")}) == 5
+    # What has no effect reruns nothing.
+    assert key(off, f"{section}.pairs=64", f"{section}.bias=1") == key(off)
+    assert key(given, f"{section}.pairs=64") == key(given)
+    assert key("verdicts.judge=pointwise") == key("verdicts.judge=pointwise", off)
+    with pytest.raises(ConfigError, match=r"slope: .* greater than or equal to 0"):
+        load_config(None, {}, [f"{section}.slope=-1"])
