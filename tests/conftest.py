@@ -42,10 +42,23 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> ToyRun:
         return make_toy_run(root / "toy")
 
 
-def pytest_collection_finish() -> None:
-    """Keep what was imported and collected out of full garbage collections, which would visit it again and again."""
+def _freeze() -> None:
+    """Keep all that is there out of full garbage collections, which would visit it again and again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    gc.set_threshold(5000, 10, 10)  # the default, 700, is for programs with fewer objects
+    _freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Freeze what a file leaves behind, which are the modules that its tests were the first to import."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        _freeze()
 
 
 _LONG = (

@@ -24,7 +24,7 @@ from policies import CONFIG, changed, four_roles, train
 from selfeval.training import checkpoint
 from selfeval.training.context import CRITIC, POLICY
 
-ITERATIONS = 80
+ITERATIONS = 56
 
 
 def once(folder: Path, settings: dict[str, Any], *, kill_in_write: bool) -> None:

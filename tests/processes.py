@@ -27,11 +27,13 @@ __all__ = [
     "context",
     "environment",
     "python",
+    "python_anew",
     "script",
     "selfeval",
     "selfeval_on_a_full_disk",
     "start",
     "start_piped",
+    "start_python",
 ]
 
 TIMEOUT = 600
@@ -119,6 +121,11 @@ def start(arguments: Sequence[str]) -> Process | subprocess.Popen[str]:
     return _start(["-m", "selfeval", *arguments])
 
 
+def start_python(code: str, *arguments: str) -> Process | subprocess.Popen[str]:
+    """Start Python code."""
+    return _start(["-c", code, *arguments])
+
+
 def start_piped(*words: str) -> subprocess.Popen[str]:
     """Start `python WORDS` as a process of its own, which also runs what is registered with `atexit`."""
     return subprocess.Popen(
@@ -149,6 +156,20 @@ def selfeval_on_a_full_disk(largest_file: int, *arguments: str) -> subprocess.Co
 def python(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python code to its end."""
     return _end(_start(["-c", code, *arguments], cwd=cwd))
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "selfeval"]:
+    del sys.modules[name]
+exec(sys.argv.pop(1), {"__name__": "__main__"})
+"""
+
+
+def python_anew(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python code to its end, in a process that has imported the libraries and nothing of this package."""
+    return python(WITHOUT_THE_PACKAGE, code, *arguments, cwd=cwd)
 
 
 RUN_A_FILE = """

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from processes import TIMEOUT, environment, python, selfeval, selfeval_on_a_full_disk, start, start_piped
+from processes import TIMEOUT, environment, python, selfeval, selfeval_on_a_full_disk, start, start_piped, start_python
 from selfeval import __version__
 from selfeval.store import write_sealed
 from toy import FEW, copy_lab, toy_arguments
@@ -226,7 +226,8 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> No
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_that_nothing_is_lost(tmp_path: Path, recipe: Path, sent: signal.Signals) -> None:
     output = tmp_path / "run"
-    process = start(toy_arguments(recipe, output, "--set", "policy.iterations=4000", "--set", "policy.kl_target=1000"))
+    endless = ("policy.iterations=4000", "policy.kl_target=1000")
+    process = start(toy_arguments(recipe, output, sizes=(*FEW, "questions.train=12", "questions.test=4", *endless)))
     try:
         metrics, waited = output / "metrics" / "policy.jsonl", time.monotonic() + 200
         while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < waited:
@@ -289,7 +290,7 @@ def test_an_interrupted_command_says_what_is_true_of_it(
 
 
 def test_a_failing_write_is_one_sentence_and_the_same_command_finishes_later(tmp_path: Path, recipe: Path) -> None:
-    arguments = toy_arguments(recipe, tmp_path / "run", sizes=FEW)
+    arguments = toy_arguments(recipe, tmp_path / "run", sizes=(*FEW, "policy.iterations=1", "evaluator.epochs=1"))
     # No file may grow beyond 8 KB, as on a disk that fills up during the run; ENOSPC itself is in tests/test_store.py.
     found = selfeval_on_a_full_disk(8_000, *arguments)
     assert found.returncode == 2, found.stderr
@@ -308,12 +309,22 @@ def test_a_failing_write_is_one_sentence_and_the_same_command_finishes_later(tmp
 # -- a terminal ---------------------------------------------------------------------------------------------------------
 
 
+ON_A_TERMINAL = """
+import os, runpy, sys
+
+os.dup2(os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY), 2)
+os.environ["TERM"] = "xterm"
+sys.argv = ["selfeval", *sys.argv[2:]]
+runpy.run_module("selfeval", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_live_terminal_gets_bars_and_a_pipe_gets_clean_output(tmp_path: Path, recipe: Path) -> None:
     pty = pytest.importorskip("pty")
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "selfeval", *toy_arguments(recipe, tmp_path / "run", "--until", "replies")]
-    process = subprocess.Popen(command, env=environment() | {"TERM": "xterm"}, stdout=subprocess.PIPE, stderr=child, text=True)
-    os.close(child)
+    sizes = (*FEW, "questions.train=12", "questions.test=4")
+    arguments = toy_arguments(recipe, tmp_path / "run", "--until", "replies", sizes=sizes)
+    process = start_python(ON_A_TERMINAL, os.ttyname(child), *arguments)
     shown = b""
     while process.poll() is None or select.select([parent], [], [], 0)[0]:
         if select.select([parent], [], [], 0.1)[0]:
@@ -322,11 +333,12 @@ def test_a_live_terminal_gets_bars_and_a_pipe_gets_clean_output(tmp_path: Path, 
             except OSError:  # the other end is closed
                 break
     out, _ = process.communicate()
+    os.close(child)
     os.close(parent)
     assert process.returncode == 0
     assert out == ""
-    assert b"/128" not in shown, "replies are counted in questions"
-    assert b"64/64" in shown
+    assert b"/32" not in shown, "replies are counted in questions"
+    assert b"16/16" in shown
 
 
 # -- our own faults, and the end of a command ----------------------------------------------------------------------------

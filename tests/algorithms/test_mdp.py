@@ -179,8 +179,8 @@ def test_values_of_200_are_found_without_a_tolerance() -> None:
     mdp = one_state([2.0, 1.0], 0.99)
     for solve in (value_iteration, policy_iteration):
         close(solve(mdp).values_S, [200.0])
-    # The bound on the error is the resolution, 32 · 2.2e-16 · 2e4 / 1e-4 = 1.4e-6 for V* = 2 / (1 − 0.9999) = 20000.
-    close(value_iteration(one_state([2.0, 1.0], 0.9999)).values_S, [20000.0], atol=1.4e-6)
+    # The bound on the error is the resolution, 32 · 2.2e-16 · 2e3 / 1e-3 = 1.4e-8 for V* = 2 / (1 − 0.999) = 2000.
+    close(value_iteration(one_state([2.0, 1.0], 0.999)).values_S, [2000.0], atol=1.4e-8)
 
 
 @pytest.mark.parametrize("beta", [1e-3, 1.0, 1e3, 1e5, 1e8])

@@ -57,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _arguments(recipe: Path, folder: Path, kind: str, *more: str) -> list[str]:
     folder.mkdir(exist_ok=True)
     settings = (f"{kind}.file={_write(folder, kind)}", f"gold={_write(folder, 'questions')}", "domain=none", "seeds=none")
-    sizes = ("verdicts.keep=0.5", "verdicts.tie=1.0")
+    sizes = ("verdicts.keep=0.5", "verdicts.tie=1.0", "policy.iterations=1", "evaluator.epochs=1")
     options = [part for setting in (*settings, *sizes) for part in ("--set", setting)]
     return [*toy_arguments(recipe, folder / "run", sizes=FEW), *options, *more]
 
@@ -100,7 +100,7 @@ def test_unit_tests_are_gold_only_if_the_command_allows_to_run_code(tmp_path: Pa
         check_sandbox()
     except ConfigError as error:
         pytest.skip(str(error))
-    arguments = _arguments(recipe, tmp_path, "questions")
+    arguments = _arguments(recipe, tmp_path, "pairs")
     gold = tmp_path / "tests.jsonl"
     rows = [{"question": question, "tests": ["assert answer()"]} for question, _, _ in PROBLEMS]
     gold.write_text("".join(json.dumps(row) + "\n" for row in rows))

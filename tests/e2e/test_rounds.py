@@ -13,11 +13,12 @@ import pytest
 from processes import selfeval, start
 from toy import FEW, copy_lab, toy_arguments
 
+SIZES = (*FEW, "policy.iterations=1", "evaluator.epochs=1")
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
 
 
 def _arguments(recipe: Path, output: Path, *more: str) -> list[str]:
-    return toy_arguments(recipe, output, *more, sizes=FEW)
+    return toy_arguments(recipe, output, *more, sizes=SIZES)
 
 
 def _evidence(folder: Path) -> dict[str, Any]:

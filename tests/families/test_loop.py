@@ -29,7 +29,7 @@ from selfeval.store import RunStore
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
 SEEDS = ["How many apples are left?", "What is two plus three?", "Who has seven pears?", "Which reply is better?"]
-TRAIN, TEST = 12, 6
+TRAIN, TEST = 8, 4
 CHATGLM = ("chatglm1", "chatglm2", "chatglm3")
 # Unique hidden sizes: models of other tests in this process must not be mistaken for copies of these.
 WIDTHS = {"llama": 40, "qwen3": 120, "glm4": 56, "gpt2": 72, "mixtral": 88, "mamba": 104}
@@ -52,10 +52,10 @@ def config(model: Path, seeds: Path) -> RunConfig:
             "verdicts": {"reasoning": False, "keep": 0.5, "label_mass": 0.0, "tie": 1.0},
             "evaluator": {"epochs": 1, "batch": 4, "learning_rate": 1e-2},
             "policy": {
-                "gate": "off", "iterations": 2, "questions_per_iteration": 2, "replies_per_question": 2, "minibatch": 2,
+                "gate": "off", "iterations": 1, "questions_per_iteration": 2, "replies_per_question": 2, "minibatch": 2,
                 "learning_rate": 1e-2,
             },
-            "evaluation": {"questions": TEST, "samples": 2},
+            "evaluation": {"questions": TEST, "samples": 1},
         }
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import tiny_models
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
+from selfeval.planner import shape_tracing
 from selfeval.planner.shape_tracing import Footprint, ShapeBackbone
 from token_prompts import as_prompts
 
@@ -63,6 +65,38 @@ def test_a_pass_on_shapes_holds_what_a_real_one_holds(family: str) -> None:
         planned = peak(fake, fake.footprint(), imagined)
     # A mask picks all 8 places of the fake batch and 7 of the real one.
     assert planned == pytest.approx(measured, rel=0.02)
+
+
+def test_peaks_are_those_of_shapes_that_are_computed_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peaks() -> list[Any]:
+        found = []
+        for dtype in (torch.float32, torch.bfloat16):
+            for replies in (REPLIES, [reply[:2] for reply in REPLIES]):
+                fake = shapes("llama", dtype)
+                with fake.shapes:
+                    batch = pad_sequences(fake, as_prompts(PROMPTS), replies)
+                    with fake.footprint() as meter, fake.acting_as("policy"):
+                        hidden = reply_hidden(fake, batch)
+                        token_logprobs(fake, hidden, batch.reply_BR, batch.mask_BR)[0].sum().backward()
+                found.append(meter.peaks)
+        return found
+
+    known = peaks()
+    monkeypatch.setattr(shape_tracing, "_computed_once", shape_tracing._computed)
+    assert known == peaks()
+    assert all(one != other for one, other in itertools.combinations(known, 2))
+
+
+def test_an_operation_that_returns_a_view_or_writes_is_computed_each_time() -> None:
+    with shapes("llama").footprint():
+        for _ in range(2):
+            base = torch.empty(4, 6, device="meta")
+            views = [base.T, base.view(24), torch.ops.aten._unsafe_view(base, [24]), base.add_(1), *base.unbind()]
+            assert {view.untyped_storage()._cdata for view in views} == {base.untyped_storage()._cdata}
+            assert (base > 0).dtype == torch.bool
+            assert [(base + one).dtype for one in (1, 1.0, True)] == [torch.float32] * 3
+            whole = torch.zeros(4, dtype=torch.int64, device="meta")
+            assert [(whole * one).dtype for one in (2, 1, 1.0, True)] == [torch.int64, torch.int64, torch.float32, torch.int64]
 
 
 def test_a_model_with_sliding_layers_has_a_footprint() -> None:

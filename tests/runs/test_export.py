@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from contextlib import nullcontext
 from datetime import date
@@ -24,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import chatglm
 import tiny_models
-from processes import environment, selfeval
+from processes import python, python_anew, selfeval
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
@@ -426,7 +425,17 @@ def with_code(run: Run, mark: Path) -> None:
     (run.model / "foreign.py").write_text(FOREIGN.format(mark=str(mark)))
 
 
-def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WITH_MODULES_IN = """
+import runpy, sys
+from transformers import dynamic_module_utils
+
+dynamic_module_utils.HF_MODULES_CACHE = sys.argv.pop(1)
+sys.argv[0] = "selfeval"
+runpy.run_module("selfeval", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path) -> None:
     run = Run(tmp_path)
     with_code(run, tmp_path / "RAN")
     score = ("score", str(run.folder), "--question", QUESTION, "--reply", REPLY)
@@ -443,9 +452,9 @@ def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, 
         assert selfeval(*command).returncode == 2
         assert not (tmp_path / "RAN").exists()
     write_sealed(run.folder / "run.json", written)
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    trusted = selfeval(*score, "--trust-remote-code")
+    trusted = python(WITH_MODULES_IN, str(tmp_path / "modules"), *score, "--trust-remote-code")
     assert trusted.returncode == 0, trusted.stderr
+    assert (tmp_path / "modules").is_dir()
     assert (tmp_path / "RAN").exists()  # so the assertions above could fail
 
 
@@ -576,8 +585,7 @@ assert "selfeval" not in sys.modules
 
 def elsewhere(code: str, folder: Path) -> str:
     """Return the output of code run in a separate process, inside a folder."""
-    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment())
+    found = python_anew("import warnings; warnings.simplefilter('ignore')\n" + code, str(folder), cwd=folder)
     assert found.returncode == 0, found.stderr
     return found.stdout
 

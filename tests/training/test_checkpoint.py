@@ -343,7 +343,8 @@ class _Killed(Exception):
 def test_a_policy_whose_newest_checkpoint_lost_a_bit_ends_where_an_undisturbed_one_does(
     tmp_path: Path, learner: str, one_thread: None
 ) -> None:
-    config = changed(CONFIG, **{"learner": learner, "iterations": 6, "checkpoint_every": 2})
+    few = {"questions_per_iteration": 3, "replies_per_question": 4, "minibatch": 6, "epochs": 1}
+    config = changed(CONFIG, **{"learner": learner, "iterations": 5, "checkpoint_every": 2, **few})
     through = four_roles()
     train(through, tmp_path / "through", config)
 

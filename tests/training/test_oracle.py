@@ -36,18 +36,18 @@ COMMON: dict[str, Any] = {
     "iterations": 60, "learning_rate": 4e-3, "critic_learning_rate": 1e-2,
 }  # fmt: skip
 GRPO_LOSSES: dict[str, dict[str, Any]] = {
-    "dr_grpo": {"iterations": 40, "learning_rate": 1e-2},
-    "gspo": {"iterations": 40, "learning_rate": 1e-2, "clip": 0.05, "clip_high": 0.05},
+    "dr_grpo": {"iterations": 35, "learning_rate": 1e-2},
+    "gspo": {"iterations": 25, "learning_rate": 1e-2, "clip": 0.05, "clip_high": 0.05},
     "dapo": {},
 }
 """GSPO's own range of 0.0003 is for replies of thousands of tokens; a reply has four here."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {},
+    "ppo": {"iterations": 35},
     "trpo": {"trust_region": 0.05, "iterations": 100},
-    "grpo": {"questions_per_iteration": 2, "replies_per_question": 256, "minibatch": 512},
+    "grpo": {"questions_per_iteration": 2, "replies_per_question": 256, "minibatch": 512, "iterations": 40},
     "rloo": {},
-    "reinforce_pp": {"replies_per_question": 8, "epochs": 1, "iterations": 65, "learning_rate": 8e-3},
-    "remax": {"replies_per_question": 8, "epochs": 1, "iterations": 55},
+    "reinforce_pp": {"replies_per_question": 8, "epochs": 1, "iterations": 45, "learning_rate": 8e-3},
+    "remax": {"replies_per_question": 8, "epochs": 1, "iterations": 45},
     "dpo": {"questions_per_iteration": 128, "replies_per_question": 2, "iterations": 80},
     "raft": {"questions_per_iteration": 32, "replies_per_question": 16, "iterations": 40, "kl_coefficient": 1e-3},
     "ilql": {"expectile": 0.9, "questions_per_iteration": 32, "minibatch": 128, "iterations": 45},
@@ -60,8 +60,8 @@ UNREGULARISED = {"raft", "ilql"}
 
 DENSE = {"trpo", "soft_q", "ilql"}
 """Those that learn values of tokens and train for 15 CPU seconds or more: they have to reach only the optimum of the dense
-reward. The others are held to that of whole replies, PPO to both; learners/test_learners.py checks what each of them makes of
-rewards of tokens."""
+reward. The others are held to that of whole replies. TRPO's advantages of tokens are computed by PPO's code, and
+learners/test_learners.py checks what each learner makes of rewards of tokens."""
 
 GREEDY = 1e4
 
@@ -72,7 +72,7 @@ def test_every_learner_is_held_to_the_optimum() -> None:
 
 OPTIMA_TO_REACH = [
     *((learner, "sparse") for learner in SETTINGS if learner not in DENSE),
-    *(pytest.param(learner, "dense", marks=pytest.mark.slow) for learner in ("ppo", *sorted(DENSE))),
+    *(pytest.param(learner, "dense", marks=pytest.mark.slow) for learner in sorted(DENSE)),
 ]
 
 

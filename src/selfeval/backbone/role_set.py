@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -169,7 +169,7 @@ class RoleSet:
 
     def adapter(self, role: str) -> dict[str, nn.Parameter]:
         """Return the weights of the role's adapter by name; empty for a snapshot of the base."""
-        return {n: p for n, p in self._loaded.model.named_parameters() if f".{role}." in n and "lora_" in n}
+        return {n: p for n, p in _parameters_of(self._loaded.model) if f".{role}." in n and "lora_" in n}
 
     def adapter_config(self, role: str) -> PeftLoraConfig:
         """Return PEFT's configuration of the role's adapter.
@@ -292,3 +292,15 @@ class RoleSet:
             for name, parameter in self.parameters(role).items():
                 parameter.requires_grad_(trainable)
                 mark(parameter, Origin(name if f".{role}." in name else f"{role}.{name}", self._loss_scale))
+
+
+def _parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield what `named_parameters` yields, in the same order, but tied ones twice.
+
+    `named_parameters` hands every name up through all levels above it, and a role's weights are looked up often.
+    """
+    left = [("", model)]
+    while left:
+        prefix, module = left.pop()
+        yield from ((prefix + name, parameter) for name, parameter in module._parameters.items() if parameter is not None)
+        left += [(f"{prefix}{name}.", part) for name, part in reversed(module._modules.items()) if part is not None]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from selfeval.backbone.load import LoadedModel
@@ -108,14 +108,13 @@ class Footprint(TorchDispatchMode):
         kwargs = _on_meta(kwargs or {}) if self.on_shapes else kwargs or {}
         out = self._without_values(func, args) if self.on_shapes else None
         if out is None:
-            out = func(*args, **kwargs)
-        inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            out = (_computed_once if self.on_shapes else _computed)(func, args, kwargs)
+        inputs = list(_tensors(args))
         device = self._forced or self._made_on(inputs)
         for tensor in inputs:  # those made from Python's numbers are new here
             self._see(tensor, "activations", self.main)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._see(leaf, "logits" if leaf.shape[-1:] == (self.vocabulary,) else "activations", device)
+        for tensor in _tensors(out):
+            self._see(tensor, "logits" if tensor.shape[-1:] == (self.vocabulary,) else "activations", device)
         return out
 
     def _made_on(self, inputs: Sequence[Tensor]) -> str:
@@ -170,6 +169,98 @@ class Footprint(TorchDispatchMode):
             self._live[key] = (kind, device, size)
             self._now[device][before] -= size
             self._now[device][kind] += size
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments or the results of an operation."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+# -- shape functions ----------------------------------------------------------------------------------------------------
+
+_Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Shape, strides and type of a tensor."""
+
+_LAYOUTS: dict[Any, tuple[bool, list[_Layout]] | None] = {}
+"""What an operation makes of inputs of certain shapes, and whether it returns a tuple; None if it must be called."""
+
+_META = torch.device("meta")
+
+
+def _computed(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _computed_once(func: Any, args: Any, kwargs: Any) -> Any:
+    """Return what an operation makes of tensors on the meta device.
+
+    Many shape functions are slow Python code, and a plan calls them thousands of times with the same shapes: layers are alike.
+    """
+    if not _makes_tensors(func) or (key := _key((func, args, kwargs))) is None:
+        return func(*args, **kwargs)
+    if key not in _LAYOUTS:
+        out = func(*args, **kwargs)
+        _LAYOUTS[key] = _layouts(out, [*args, *kwargs.values()])
+        return out
+    known = _LAYOUTS[key]
+    if known is None:
+        return func(*args, **kwargs)
+    is_tuple, layouts = known
+    made = [_ATEN.empty_strided.default(shape, strides, dtype=dtype, device=_META) for shape, strides, dtype in layouts]
+    return tuple(made) if is_tuple else made[0]
+
+
+@cache
+def _makes_tensors(func: Any) -> bool:
+    """Whether an operation returns tensors, writes to none of its inputs and returns no view of them, by its schema."""
+    schema = func._schema
+    parts = [*schema.arguments, *schema.returns]
+    return bool(schema.returns) and all(part.alias_info is None for part in parts)
+
+
+def _key(value: Any) -> Any:
+    """A hashable description of the arguments of an operation, None if one is of an unknown kind."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype, value.storage_offset()) if value.is_meta else None
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, (tuple, list)):
+        parts = [_key(part) for part in value]
+        return None if None in parts else tuple(parts)
+    # With their types: 1, 1.0 and True are equal, and give results of different types.
+    return (type(value), value) if value is None or isinstance(value, _PLAIN) else None
+
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format, torch._ops.OpOverload)
+
+
+def _layouts(out: Any, inputs: Any) -> tuple[bool, list[_Layout]] | None:
+    """Describe new tensors; None if one of them is a view, or not all that it is can be told by its layout."""
+    made = list(out) if isinstance(out, tuple) else [out]
+    if not all(isinstance(tensor, Tensor) and tensor.is_meta for tensor in made):
+        return None
+    storages = [tensor.untyped_storage()._cdata for tensor in _tensors([made, *inputs])]
+    layouts = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in made]
+    whole = all(
+        tensor.storage_offset() == 0 and tensor.untyped_storage().nbytes() == _bytes_of(layout)
+        for tensor, layout in zip(made, layouts, strict=True)
+    )
+    alone = len(set(storages[: len(made)])) == len(made) and not set(storages[: len(made)]) & set(storages[len(made) :])
+    return (isinstance(out, tuple), layouts) if whole and alone else None
+
+
+def _bytes_of(layout: _Layout) -> int:
+    """Bytes of the storage of a new tensor."""
+    shape, strides, dtype = layout
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    return (last + 1) * dtype.itemsize if 0 not in shape else 0
+
+
+# -- operations that torch cannot trace, or traces otherwise than a CPU computes them --------------------------------------
 
 
 def _grouped_product(left: Tensor, right: Tensor, ends_G: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from toy import FEW, copy_lab, toy_arguments
 
 SETTINGS = (
     *("verdicts.judge=agreement", "verdicts.agreement.votes=8", "verdicts.max_new_tokens=64", "verdicts.reasoning=false"),
-    *("replies.max_new_tokens=64", "verdicts.keep=0.7"),
+    *("replies.max_new_tokens=64", "verdicts.keep=0.7", "policy.iterations=1", "evaluator.epochs=1"),
 )
 
 

@@ -269,7 +269,8 @@ def kept_pairs(samples: Samples, chosen: list[int], rejected: list[int], labels:
 
 @pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo"}))
 def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"learner": name, "iterations": 4, "checkpoint_every": 2, "reference_ema": 0.2}
+    settings: dict[str, Any] = {"learner": name, "iterations": 3, "checkpoint_every": 2, "reference_ema": 0.2}
+    settings |= {"questions_per_iteration": 3, "replies_per_question": 4, "minibatch": 6, "epochs": 1}
     if "entropy_floor" in LEARNERS[name].config.model_fields:
         settings["entropy_floor"] = 0.999
     config = changed(CONFIG, **settings)
@@ -277,7 +278,7 @@ def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
     expected, _ = train(through, tmp_path / "a", config)
 
     def killed(iteration: int, *_: Any) -> None:
-        if iteration == 4:
+        if iteration == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

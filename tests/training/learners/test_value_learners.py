@@ -25,6 +25,8 @@ from selfeval.training.policy import train_policy
 from selfeval.training.replay import Replayed
 
 VALUES = changed(CONFIG, **{"learner": "soft_q", "iterations": 12, "epochs": 3, "replay": 200})
+FEW = {"questions_per_iteration": 3, "replies_per_question": 5, "minibatch": 8}
+"""Settings for tests that need no progress."""
 BOTH = pytest.mark.parametrize("name", ["ilql", "soft_q"])
 
 
@@ -66,7 +68,9 @@ def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy
     untouched = weights(backbone, (POLICY, REFERENCE))
     base = {n: p.detach().clone() for n, p in backbone.model.named_parameters() if "lora_" not in n}
     start = share_liked(backbone, None)
-    guide, lines = train(backbone, tmp_path, changed(VALUES, **{"learner": name}))
+    guide, lines = train(
+        backbone, tmp_path, changed(VALUES, **{"learner": name, "iterations": 8, "epochs": 2, "learning_rate": 2e-2})
+    )
     assert start < 0.35
     assert share_liked(backbone, guide) > start + 0.2  # 0.03 is the standard error of a share
     assert share_liked(backbone, None) == start
@@ -78,14 +82,14 @@ def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy
 
 @BOTH
 def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    config = changed(VALUES, **{"learner": name, "iterations": 5, "replay": 100, "epochs": 1})
+    config = changed(VALUES, **{"learner": name, "iterations": 4, "replay": 40, "epochs": 1, **FEW})
     others = [CRITIC] if name == "ilql" else []
     roles = (*Q_ROLES, VALUE_ROLE, *TARGET_ROLES.values(), *others)
     through = four_roles()
     expected, lines = train(through, tmp_path / "a", config)
 
     def killed(iteration: int, *_: Any) -> None:
-        if iteration == 5:  # after the checkpoint at 3, when the replay has forgotten some replies
+        if iteration == 4:  # after the checkpoint at 3, when the replay has forgotten some replies
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +134,7 @@ def test_the_temperature_moves_the_kl_to_its_target() -> None:
     for number, role in enumerate(Q_ROLES):
         tiny_models.scramble(backbone, role, seed=number, size=0.08)
     found = []
-    for iteration in range(1, 60):
+    for iteration in range(1, 40):
         samples = learner.collect(PROMPTS, iteration)
         experience = build_experience(learner.context, samples, Scores(torch.zeros(48)), RewardScale(0.0, 1.0, 6.0), 0.0)
         found.append(learner._follow_kl(experience, iteration)["kl"])
