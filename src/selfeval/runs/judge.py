@@ -31,7 +31,7 @@ class Judge:
     """The judge of a run, or the default judge of a model, loaded once for any number of comparisons. Use `Judge.load`.
 
     The judge abstains if it is not sure, calls a tie, or gives no parsable verdict. The default judge, `pairwise`, is the base
-    model prompted to compare two replies in both orders; it averages the two, which removes the position bias.
+    model prompted to compare two replies in both orders; it combines the two, which removes the position bias.
 
     Example:
         >>> judge = Judge.load("runs/first")
