@@ -262,6 +262,8 @@ def test_an_evaluator_that_reads_no_reference_answer_needs_none(
     monkeypatch.setattr(run, "reference_answer", lambda question=QUESTION: "")
     assert snippets_say(run, done.folder, monkeypatch) == pytest.approx([run.score()] * 2, abs=1e-4)
     assert not (done.folder / "reference").exists()
+    exported = Templates.load(done.folder / "templates", AutoTokenizer.from_pretrained(run.model))
+    assert not exported.grades_with_reference_answer
 
 
 def test_a_member_of_an_ensemble_has_no_temperature(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def _export(
         copy_templates(folder, part / "templates")
         if _reads_no_reference(folder / "roles" / name):
             templates = templates.without_reference_answer()
+            _show_no_reference(part / "templates" / "templates.toml")
         # Unmerged, an evaluator of an earlier layer fits no class of PEFT or transformers; neither does one of a mean.
         is_plain = name not in backbone.roles.depths and name not in backbone.roles.poolings
         tokenizers = pick_tokenizers(backbone, name, templates, dialogue=merge or is_plain)
@@ -207,6 +208,13 @@ def _export(
 def _reads_no_reference(role_folder: Path) -> bool:
     """Return whether this is an evaluator whose prompt has no reference answer, although the template shows one."""
     return (role_folder / EVALUATOR_FILE).is_file() and not reads_reference(role_folder)
+
+
+def _show_no_reference(settings: Path) -> None:
+    """Make exported templates those of an evaluator that reads no reference answer."""
+    text = settings.read_text(encoding="utf-8")
+    shown = re.sub(r"(?m)^(\s*grade_reference_answer\s*=\s*)true\b", r"\1false", text)
+    settings.write_text(shown, encoding="utf-8")
 
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
