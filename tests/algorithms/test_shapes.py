@@ -65,7 +65,7 @@ NUMBERS: dict[str, Any] = {
 ONE_TENSOR = {
     # Each works alike on a tensor of any shape, or on one with any leading axes: there is nothing to line up.
     "categorical_entropy", "expectile_loss", "huber_loss", "soft_value", "overlong_penalty", "limit_exponent", "ipo_loss",
-    "hinge_loss", "robust_dpo_loss", "aggregation_weights", "combined_score", "step_progress",
+    "hinge_loss", "robust_dpo_loss", "aggregation_weights", "combined_score", "step_progress", "hard_labels",
 }  # fmt: skip
 
 ELSEWHERE = {
