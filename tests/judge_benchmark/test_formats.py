@@ -99,6 +99,8 @@ def test_own_pairs_in_both_forms(tmp_path: Path) -> None:
         read_data(str(written(tmp_path, [{**rows[1], "label": "A"}])))
     with pytest.raises(DataError, match='field "rejected" must be a text that is not empty, got ""'):
         read_data(str(written(tmp_path, [{**rows[0], "rejected": ""}])))
+    # The model of a run may have written nothing, and judge-check --write writes such pairs.
+    assert read_data(str(written(tmp_path, [{**rows[1], "first": ""}])))[0].first == ""
 
 
 def test_files_and_names_are_checked(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def _own(row: Row) -> Iterator[LabelledPair]:
     if "chosen" in row.values or "rejected" in row.values:
         yield in_random_order(question, row.text("chosen", empty=False), row.text("rejected", empty=False), subset)
         return
-    replies = row.text("first", empty=False), row.text("second", empty=False)
+    # A model may have written nothing; `selfeval judge-check --write` writes such pairs too.
+    replies = row.text("first"), row.text("second")
     # null: a line of `selfeval judge-check --write` that nobody has labelled yet.
     is_open = "label" in row.values and row.values["label"] is None
     labels = () if is_open else (row.one_of("label", {label: label for label in LABELS}),)
