@@ -153,7 +153,7 @@ def _slopes(x_RN: Floats, y_RN: Floats) -> Floats:
     centred_RN = x_RN - x_RN.mean(-1, keepdims=True)
     variance_R = np.where(x_RN.min(-1) < x_RN.max(-1), (centred_RN**2).sum(-1), np.nan)
     # Rounded: equal credits have no slope, and the computed one may be 1e-17.
-    return np.round((centred_RN * y_RN).sum(-1) / variance_R, 12)
+    return np.asarray(np.round((centred_RN * y_RN).sum(-1) / variance_R, 12), dtype=np.float64)
 
 
 def _gain(case: Case) -> float:
