@@ -132,7 +132,7 @@ def calibrate(context: Context, pairs: Sequence[Any], work: Work[Any]) -> tuple[
     found = _fitted(verdicts, config)
     values = None if found is None else vars(found)
     context.store.write_json(context.store.root / FIT_FILE, {"calibration": values, "pairs": len(verdicts)})
-    context.terminal.note(f"verdicts: {_described(found, len(verdicts))}")
+    context.terminal.note(f"verdicts: {_described(found, len(verdicts), config)}")
     if found is not None and not max(found.slope, found.truncated_slope) and not context.force and not context.earlier:
         raise LoopError(_without_consistency(verdicts))
     return JudgeFit(calibration=found), judged
@@ -146,12 +146,13 @@ def _fitted(verdicts: Sequence[Verdict], config: VerdictsConfig) -> Calibration 
     return found and Calibration(**{name: round(value, 6) for name, value in vars(found).items()})
 
 
-def _described(found: Calibration | None, pairs: int) -> str:
+def _described(found: Calibration | None, pairs: int, config: VerdictsConfig) -> str:
     if found is None:
         return f"fewer than {FEWEST_PAIRS} of {pairs} pairs have a preference, so the judge's probabilities are not calibrated"
+    cut = f" ({found.truncated_slope:.2g} after a chain of thought that was cut off)" if config.truncated == "force" else ""
     return (
-        f"calibrated on the agreement of both orders of {pairs} pairs: log-odds times {found.slope:.2g} "
-        f"({found.truncated_slope:.2g} after a chain of thought that was cut off), position bias {found.bias:+.2f}"
+        f"calibrated on the agreement of both orders of {pairs} pairs: log-odds times {found.slope:.2g}{cut}, "
+        f"position bias {found.bias:+.2f}"
     )
 
 
