@@ -74,13 +74,15 @@ def on_consistency(cases: Sequence[Case], config: VerdictsConfig) -> tuple[list[
 
 
 def on_labels(cases: Sequence[Case], config: VerdictsConfig) -> list[Case]:
-    """Calibrate on labels; each fold with the calibration of the others."""
+    """Calibrate on labels; each fold with the calibration of the others. Empty if one has too few verdicts that are no ties."""
     fold = {case.pair.question: random.Random(f"{case.pair.question}/fold").randrange(FOLDS) for case in cases}
     made: list[Case] = []
     for number in range(FOLDS):
         others = [case for case in cases if fold[case.pair.question] != number and case.pair.label != "tie"]
         labelled = [(one, case.pair.label == "first") for case in others if (one := looks(case)) is not None]
         found = fit_to_labels([one for one, _ in labelled], [label for _, label in labelled])
+        if found is None:
+            return []
         made += with_calibration([case for case in cases if fold[case.pair.question] == number], found, config)
     return made
 
@@ -118,10 +120,11 @@ def main() -> None:
                 model, judge, picked, options.output / f"{name}-{judge.replace(', ', '-').replace(' ', '-')}"
             )
             calibrated, found = on_consistency(cases, config) if judge == "pairwise" else ([], None)
+            labelled = on_labels(cases, config)
             rows[judge] = {
                 "as it is": figures(cases),
                 **({"on consistency": figures(calibrated), "calibration": found and vars(found)} if calibrated else {}),
-                "on labels": figures(on_labels(cases, config)),
+                **({"on labels": figures(labelled)} if labelled else {}),
             }
             print(name, judge, rows[judge], flush=True)
         baselines = {rule: figure.as_json() for rule, figure in measure(cases).baselines.items()}

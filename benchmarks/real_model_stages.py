@@ -8,7 +8,7 @@ model above 64 MiB, and `after`, as the package sets it today. Reported for each
 page faults and the peak memory of its process; loading the libraries and the model is included each time.
 
 The judge of the default model, SmolLM2-135M-Instruct, cannot judge, and the probe ends the run there; its findings are
-copied to the results. The time to the diagnosis is the sum of the three stages.
+copied to the results. A rerun keeps what is measured. The time to the diagnosis is the sum of the three stages.
 """
 
 from __future__ import annotations
@@ -58,12 +58,16 @@ def run_stage(model: str, output: Path, stage: str, environment: dict[str, str])
 
 def measure(model: str, output: Path, arm: str) -> dict[str, Any]:
     """Run the stages of an arm in an empty folder; return their figures and the probe's findings."""
-    folder = output / arm
+    folder, known = output / arm, output / f"{arm}.json"
+    if known.is_file():
+        found: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
+        return found
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     stages = {stage: run_stage(model, folder / "run", stage, ARMS[arm]) for stage in STAGES}
     seconds = {name: round(sum(stage[name] for stage in stages.values()), 1) for name in ("user_seconds", "system_seconds")}
-    probe = json.loads((folder / "run" / "verdicts" / "probe.json").read_text(encoding="utf-8"))
+    probe = json.loads((folder / "run" / "probe.json").read_text(encoding="utf-8"))
+    known.write_text(json.dumps({"stages": stages, **seconds, "probe": probe}), encoding="utf-8")
     return {"stages": stages, **seconds, "probe": probe}
 
 

@@ -156,3 +156,16 @@ def test_some_votes_without_an_answer_are_no_finding() -> None:
     found = diagnosed([voted(KEPT, 0.9, causes=[Unreadable.CUT])] * 15 + [voted(KEPT, 0.9)], "verdicts.judge=agreement")
     assert found.unreadable_orders.cut == 15
     assert names(found) == []
+
+
+def test_a_biased_judge_whose_orders_agree_beyond_the_bias_is_usable() -> None:
+    # The position decides every order, and moves the probability of the better reply by little.
+    first = verdict("q1", 0.5, UNSURE, in_order=0.99, swapped=0.05)
+    second = verdict("q2", 0.5, UNSURE, in_order=0.95, swapped=0.01)
+    agreeing = [first] * 8 + [second] * 8
+    assert diagnosed(agreeing).usable
+    assert names(diagnosed(agreeing)) == ["position_bias"]
+    # Not calibrated, or no more often than by chance.
+    assert not diagnosed(agreeing, "verdicts.calibration.method=off").usable
+    contradicting = [verdict("q", 0.5, UNSURE, in_order=p, swapped=1 - p) for p in (0.95, 0.99) for _ in range(8)]
+    assert not diagnosed(contradicting).usable

@@ -12,16 +12,19 @@ import pytest
 from judged_runs import WORKS, run_of, shards
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig, load_config
+from selfeval.config.load import config_of_run
 from selfeval.errors import ConfigError, LoopError, RunFolderError
 from selfeval.judging.calibrated import calibrated, looks_of
 from selfeval.judging.protocol import Judgement, state_of
-from selfeval.quality.judge_calibration import Calibration, fit_to_consistency
-from selfeval.quality.statistics import rounded
-from selfeval.records import Question, Reply, Verdict, VerdictState
+from selfeval.quality.judge_calibration import Calibration, fit_to_consistency, log_odds
+from selfeval.quality.statistics import rounded, sigmoid
+from selfeval.records import CombinedEvidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.runs.judge_fit import FIT_FILE, read_fit
 from selfeval.stages import verdicts
 from selfeval.stages.context import Context
+from selfeval.stages.given import Given, Labelled
 from selfeval.stages.graph import stage_keys
+from selfeval.stages.judge_fit import fitted_again
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput
 from selfeval.stages.verdicts import compared
 
@@ -129,7 +132,7 @@ def test_the_judge_of_the_run_is_calibrated_and_the_referee_is_not(finished: Con
 
 def test_a_judge_without_consistency_ends_the_run_early_and_keeps_nothing(tmp_path: Path) -> None:
     run = calibrated_run(tmp_path / "run", seed=0)
-    with pytest.raises(LoopError, match=r"agree in .* \(interval .*, n = 64\) of 64 pairs, which chance explains"):
+    with pytest.raises(LoopError, match=r"prefer the same reply in 10\.9% of 64 pairs \(of 64; "):
         verdicts.run(run)
     assert not run.store.shards("verdicts")
     run.store.close()
@@ -137,6 +140,16 @@ def test_a_judge_without_consistency_ends_the_run_early_and_keeps_nothing(tmp_pa
     counts = verdicts.run(run)
     assert (counts["judged"], counts["kept"]) == (COUNT, 0)
     assert {verdict.probability for verdict in run.store.read("verdicts", Verdict)} == {0.5}
+
+
+def test_a_fit_does_not_stay_with_labels_that_are_not_the_judges(tmp_path: Path) -> None:
+    run = calibrated_run(tmp_path / "run", seed=0)
+    with pytest.raises(LoopError):
+        verdicts.run(run)
+    assert (tmp_path / "run" / FIT_FILE).is_file()
+    run.__dict__["given"] = Given("pairs", (), (), {}, {"q0": (Labelled("this", "that", 1.0),)})
+    verdicts.run(run)
+    assert not (tmp_path / "run" / FIT_FILE).exists()
 
 
 def test_few_pairs_are_not_calibrated(tmp_path: Path, raw: list[Verdict]) -> None:
@@ -155,11 +168,38 @@ def test_given_values_are_used(tmp_path: Path, raw: list[Verdict]) -> None:
     assert not (run.store.root / FIT_FILE).exists()
 
 
-@pytest.mark.parametrize("text", ['{"calibration": {"slope": 1.0}}', '{"calibration": 1}'])
+def test_given_values_calibrate_a_combined_judge_wherever_it_is_pooled(tmp_path: Path) -> None:
+    evidence = CombinedEvidence(("pairwise", "pointwise"), (0.9, 0.8), (0.0, 0.0), (1, 1), (), (None, None))
+    first = Verdict("q", Split.TRAIN, "a", "b", VerdictState.KEPT, 0.9, 0.0, evidence)
+    given = {"method": "given", "slope": 0.1}
+    found = [
+        fitted_again([first] * 60, [first] * 60, RunConfig(verdicts={"judge": "combined", "calibration": one}).verdicts)[0]
+        for one in ({"method": "off"}, given)
+    ]
+    assert found[0].state == VerdictState.KEPT
+    assert found[1].state == VerdictState.UNSURE
+    assert found[1].probability == rounded(sigmoid(0.1 * log_odds(found[0].probability or 0.0)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"calibration": {"slope": -1.0, "truncated_slope": 1.0, "bias": 0}}',
+        '{"calibration": {"slope": 1.0}}',
+        '{"calibration": 1}',
+    ],
+)
 def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / FIT_FILE).write_text(text)
     with pytest.raises(RunFolderError, match="expected a calibration with slope, truncated_slope, bias, or null; remove it"):
         read_fit(RunConfig().verdicts, tmp_path)
+
+
+def test_a_run_from_before_there_were_calibrations_has_none(tmp_path: Path) -> None:
+    values = RunConfig().model_dump(mode="json")
+    assert config_of_run(values, tmp_path).verdicts.calibration.method == "consistency"
+    del values["verdicts"]["calibration"]
+    assert config_of_run(values, tmp_path).verdicts.calibration.method == "off"
 
 
 def test_settings_are_part_of_the_key_and_checked() -> None:

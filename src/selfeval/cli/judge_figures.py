@@ -72,16 +72,22 @@ def print_check(check: JudgeCheck, console: Console | None = None) -> None:
         curve = ", ".join(f"{risk:.1%} at {coverage:.0%}" for coverage, risk in found.risk_coverage if _is_fifth(coverage))
         _say(console, f"area under the risk-coverage curve {found.aurc:.3f}; error rate at coverage: {curve}")
     _say(console, _threshold_sentence(check))
-    if found.calibration is not None:
-        _say(console, _calibration_sentence(found.calibration))
+    _say(console, _calibration_sentence(found.calibration))
 
 
-def _calibration_sentence(found: LabelCalibration) -> str:
+def _calibration_sentence(found: LabelCalibration | None) -> str:
+    from selfeval.quality.judge_calibration import FEWEST_PAIRS
     from selfeval.report.figures import describe
+
+    if found is None:
+        return (
+            f"no calibration is fitted: it needs {2 * FEWEST_PAIRS} questions on which people prefer a reply and the judge "
+            "calls no tie; and of a judge that does not ask both orders, a run without given values"
+        )
 
     threshold = found.threshold
     keep = (
-        f"no threshold has an error rate of at most {threshold.error:.0%} then"
+        f"no threshold has an error rate of at most {threshold.error:.0%}"
         if threshold.value is None
         else f"at this threshold the error rate is at most {threshold.error:.0%} (bound {threshold.bound:.1%}, "
         f"{threshold.coverage.known:.0%} of these pairs)"

@@ -300,6 +300,14 @@ def load_config(
         raise _explain(error, sources, f"recipe {recipe}" if recipe else "configuration", _chosen(values)) from error
 
 
+def _as_made(values: Any) -> Any:
+    """Return stored settings with the values that an earlier version had where it had no setting yet."""
+    verdicts = values.get("verdicts") if isinstance(values, dict) else None
+    if not isinstance(verdicts, dict) or "calibration" in verdicts:
+        return values
+    return {**values, "verdicts": {**verdicts, "calibration": {"method": "off"}}}
+
+
 def config_of_run(values: Any, where: Path) -> RunConfig:
     """Return the configuration stored by a run.
 
@@ -311,7 +319,7 @@ def config_of_run(values: Any, where: Path) -> RunConfig:
         RunFolderError: the values were written by another version.
     """
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(_as_made(values))
     except ValidationError as error:
         keys = sorted({".".join(str(part) for part in problem["loc"]) or "all" for problem in error.errors()})
         shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -5,12 +5,17 @@ A run probes its judge on the first pairs before it judges all of them, and stop
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
 from selfeval.config import AgreementConfig, CombinedConfig, RunConfig, judge_spec
 from selfeval.evaluation.verdicts import choices_of, count_causes, is_consistent
+from selfeval.judging.calibrated import looks_of
+from selfeval.judging.protocol import Judgement
+from selfeval.quality.judge_calibration import unbiased_agreement
+from selfeval.quality.selective_risk import binomial_tail
 from selfeval.quality.statistics import mean_figure, proportion
 from selfeval.records import (
     AgreementEvidence,
@@ -29,6 +34,7 @@ PROBED = 16
 """Pairs of the probe."""
 COMMON = 0.25
 """Share of the orders (or votes) from which on a cause is a finding."""
+_LEVEL = 0.05
 MOST = 0.75
 """Share of the readable pairs from which on ties or unsure pairs are a finding. On the embedded model, whose judge works, half
 of the pairs are ties: both replies are right, or both wrong."""
@@ -38,7 +44,8 @@ def diagnose(verdicts: Sequence[Verdict], config: RunConfig) -> JudgeProbe:
     """Diagnose the judge.
 
     A pair is position-biased if both orders chose the reply in the same position. The judge is unusable if no verdict was kept,
-    and every pair is unparsable or position-biased: more pairs of this kind teach an evaluator nothing.
+    and every pair is unparsable or position-biased: more pairs of this kind teach an evaluator nothing. It is usable
+    nevertheless if it is calibrated on consistency and its orders agree once the bias is subtracted (sign test, p <= 0.05).
 
     Args:
         verdicts: verdicts of the judge, in any state.
@@ -47,6 +54,7 @@ def diagnose(verdicts: Sequence[Verdict], config: RunConfig) -> JudgeProbe:
     states, causes = Counter(v.state for v in verdicts), count_causes(verdicts)
     consistent = [found for v in verdicts if (found := is_consistent(v)) is not None]
     hopeless = all(v.state == VerdictState.UNPARSABLE or is_position_biased(v) for v in verdicts)
+    rescued = config.verdicts.fits_consistency and _agrees_beyond_bias(verdicts)
     return JudgeProbe(
         pairs=len(verdicts),
         kept=states[VerdictState.KEPT],
@@ -57,7 +65,7 @@ def diagnose(verdicts: Sequence[Verdict], config: RunConfig) -> JudgeProbe:
         agreement=proportion(consistent),
         shown_first=mean_figure([share for v in verdicts if (share := shown_first(v)) is not None]),
         label_mass=mean_figure([fmean(masses) for v in verdicts if (masses := _masses(v))]),
-        usable=bool(states[VerdictState.KEPT]) or not hopeless,
+        usable=bool(states[VerdictState.KEPT]) or not hopeless or rescued,
         findings=(*_unreadable_findings(verdicts, config), *_choice_findings(verdicts, config)),
     )
 
@@ -73,6 +81,13 @@ def probe_sentences(probe: JudgeProbe) -> list[str]:
 def is_position_biased(verdict: Verdict) -> bool:
     """Return whether both orders chose the reply in the same position, so that their choices contradict each other."""
     return set(choices_of(verdict)) == {"first", "second"}
+
+
+def _agrees_beyond_bias(verdicts: Sequence[Verdict]) -> bool:
+    judged = [looks_of(Judgement(v.probability, v.tie, v.evidence)) for v in verdicts if v.state != VerdictState.TIE]
+    pairs = [looks for looks in judged if looks is not None and len(looks.values) == 2]
+    agreeing = math.floor(unbiased_agreement(pairs) * len(pairs))
+    return bool(pairs) and binomial_tail(len(pairs) - agreeing, len(pairs), 0.5) <= _LEVEL
 
 
 def is_split(verdict: Verdict) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import random
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,10 +80,10 @@ def calibrate_on_labels(cases: Sequence[Case], error: float, config: VerdictsCon
 
 def _halves(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     """Split the pairs at random by their question. One pair per question: the figures need independent cases."""
-    halves: tuple[list[Case], list[Case]] = ([], [])
-    for case in {case.pair.question: case for case in reversed(cases)}.values():
-        halves[random.Random(f"{case.pair.question}/half").random() < 0.5].append(case)
-    return halves
+    distinct = {case.pair.question: case for case in reversed(cases)}
+    mixed = sorted(distinct, key=lambda question: hashlib.sha256(question.encode()).digest())
+    ordered = [distinct[question] for question in mixed]
+    return ordered[: -(-len(ordered) // 2)], ordered[-(-len(ordered) // 2) :]
 
 
 def _looks(case: Case) -> Looks | None:

@@ -45,7 +45,7 @@ class LabelCheck:
         aurc: area under the risk-coverage curve.
         risk_coverage: (coverage, risk) of the surest pairs.
         threshold: the smallest confidence with the wanted error rate, with a guarantee.
-        calibration: a calibration on half of the labels; None if there are too few.
+        calibration: a calibration on half of the labels; None if it cannot be fitted (`calibrate_on_labels`).
     """
 
     pairs: int

@@ -90,8 +90,7 @@ class Subject:
         reader = RunReader(self.run)
         known = [reader.run.get(name) for name in ("templates", "made_of", "commit", "date")]
         if self.role != "evaluator":
-            calibration = self.fit.calibration
-            return [*known, self.fit.accuracies, None if calibration is None else vars(calibration)]
+            return [*known, *(str(part) for part in vars(self.fit).values() if part is not None)]
         folders = [reader.roles_folder / role for role in member_roles(self.config)]
         files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
         return [*known, [(file.relative_to(reader.roles_folder).as_posix(), content_hash(file)) for file in files]]

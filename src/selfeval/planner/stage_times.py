@@ -350,7 +350,7 @@ def _of_steps(config: RunConfig, lengths: Lengths) -> Tokens:
     settings = config.steps
     questions = min(settings.questions, config.questions.train)
     replies, votes = questions * config.replies.per_question, questions * settings.votes
-    # A completion goes on from the end of a step, but of the last one: half of the reply is left on average.
+    # Completions start at the end of every step except the last; half of the reply is left on average.
     completions = replies * max(0.0, lengths.steps - 1.0) * settings.completions
     sequence = lengths.grade + lengths.reply
     return Tokens(

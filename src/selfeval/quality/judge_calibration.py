@@ -26,7 +26,16 @@ from numpy.typing import NDArray
 from selfeval.quality.calibration import fit_temperature
 from selfeval.quality.statistics import sigmoid, wilson_interval
 
-__all__ = ["FEWEST_PAIRS", "Calibration", "Looks", "agreement_accuracy", "fit_to_consistency", "fit_to_labels", "log_odds"]
+__all__ = [
+    "FEWEST_PAIRS",
+    "Calibration",
+    "Looks",
+    "agreement_accuracy",
+    "fit_to_consistency",
+    "fit_to_labels",
+    "log_odds",
+    "unbiased_agreement",
+]
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -116,8 +125,8 @@ def fit_to_consistency(pairs: Sequence[Looks]) -> Calibration | None:
         pairs: pairs with two looks each, none of them a tie.
 
     Returns:
-        The calibration; truncated pairs have the slope of all pairs if there are fewer than `FEWEST_PAIRS` of them, and so have
-        the others. None with fewer than `FEWEST_PAIRS` pairs.
+        The calibration, with w of at most 10. Truncated pairs have the slope of all pairs if there are fewer than
+        `FEWEST_PAIRS` of them, and so have the others. None with fewer than `FEWEST_PAIRS` pairs.
 
     Raises:
         ValueError: a pair has not two looks.
@@ -126,11 +135,26 @@ def fit_to_consistency(pairs: Sequence[Looks]) -> Calibration | None:
         raise ValueError("the consistency of a judge is measured on pairs with two looks: in order, and swapped")
     if len(pairs) < FEWEST_PAIRS:
         return None
-    bias = median((first - second) / 2 for first, second in (pair.values for pair in pairs))
+    bias = _bias(pairs)
     cut = [pair for pair in pairs if pair.truncated]
     whole = [pair for pair in pairs if not pair.truncated]
     slope, truncated = (_consistent_slope(_enough(some, pairs), bias) for some in (whole, cut))
     return Calibration(slope, truncated, bias)
+
+
+def unbiased_agreement(pairs: Sequence[Looks]) -> float:
+    """Return the share of pairs whose two looks prefer the same reply after the position bias is subtracted.
+
+    A look that prefers neither counts one half; 1/2 without pairs. The bias is that of these pairs (`fit_to_consistency`).
+
+    Args:
+        pairs: pairs with two looks each.
+
+    Example:
+        >>> unbiased_agreement([Looks((4.0, -3.0)), Looks((3.0, -4.0)), Looks((5.0, -6.0)), Looks((9.0, -8.0))])
+        0.75
+    """
+    return _agreement(np.array([_unbiased(pair, _bias(pairs)) for pair in pairs])) if pairs else 0.5
 
 
 def fit_to_labels(pairs: Sequence[Looks], labels: Sequence[bool]) -> Calibration | None:
@@ -153,8 +177,7 @@ def fit_to_labels(pairs: Sequence[Looks], labels: Sequence[bool]) -> Calibration
         raise ValueError(f"every pair needs a label, got {len(pairs)} pairs and {len(labels)} labels")
     if len(pairs) < FEWEST_PAIRS:
         return None
-    both = [pair.values for pair in pairs if len(pair.values) == 2]
-    bias = median((first - second) / 2 for first, second in both) if both else 0.0
+    bias = _bias(pairs)
     labelled = list(zip(pairs, labels, strict=True))
     cut = [one for one in labelled if one[0].truncated]
     whole = [one for one in labelled if not one[0].truncated]
@@ -170,14 +193,24 @@ def _unbiased(looks: Looks, bias: float) -> list[float]:
     if len(looks.values) == 1:
         return list(looks.values)
     first, second = looks.values
-    return [first - bias, second + bias]
+    # Rounded: a look that is all bias prefers neither reply, and its remainder of 1e-16 would have a sign.
+    return [round(first - bias, 9), round(second + bias, 9)]
+
+
+def _bias(pairs: Sequence[Looks]) -> float:
+    """Return the median position bias of the pairs with two looks; 0 without any."""
+    both = [pair.values for pair in pairs if len(pair.values) == 2]
+    return median((first - second) / 2 for first, second in both) if both else 0.0
+
+
+def _agreement(y_N2: Floats) -> float:
+    # A look of exactly 0 agrees with half of the others.
+    return fmean((np.sign(y_N2[:, 0]) * np.sign(y_N2[:, 1]) + 1.0) / 2.0)
 
 
 def _consistent_slope(pairs: Sequence[Looks], bias: float) -> float:
     y_N2 = np.array([_unbiased(pair, bias) for pair in pairs])
-    # A look of exactly 0 agrees with half of the others.
-    agreement = fmean((np.sign(y_N2[:, 0]) * np.sign(y_N2[:, 1]) + 1.0) / 2.0)
-    low, _ = wilson_interval(round(agreement * len(pairs)), len(pairs))
+    low, _ = wilson_interval(round(_agreement(y_N2) * len(pairs)), len(pairs))
     return _matching_slope(np.abs(y_N2).ravel(), agreement_accuracy(low))
 
 

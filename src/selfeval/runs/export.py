@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -214,6 +215,11 @@ def _show_no_reference(settings: Path) -> None:
     """Make exported templates those of an evaluator that reads no reference answer."""
     text = settings.read_text(encoding="utf-8")
     shown = re.sub(r"(?m)^(\s*grade_reference_answer\s*=\s*)true\b", r"\1false", text)
+    if tomllib.loads(shown).get("grade_reference_answer"):
+        raise ExportError(
+            f"{settings.name} of the run sets grade_reference_answer in another form than grade_reference_answer = true, and "
+            "the export has to turn it off; write it in this form, and rerun the stages"
+        )
     settings.write_text(shown, encoding="utf-8")
 
 

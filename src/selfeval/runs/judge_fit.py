@@ -1,4 +1,4 @@
-"""What the stage verdicts estimates from the first pairs of a round: accuracies of combined judges, or a calibration."""
+"""Read the estimates that the stage verdicts makes of a judge: accuracies of combined judges, or a calibration."""
 
 from __future__ import annotations
 
@@ -64,7 +64,12 @@ def _calibration(path: Path) -> Calibration | None:
     if found is None:
         return None
     names = ("slope", "truncated_slope", "bias")
-    if not isinstance(found, dict) or set(found) != set(names) or not all(map(_is_number, found.values())):
+    if (
+        not isinstance(found, dict)
+        or set(found) != set(names)
+        or not all(map(_is_number, found.values()))
+        or min(found["slope"], found["truncated_slope"]) < 0
+    ):
         raise RunFolderError(
             f"{path} is damaged: expected a calibration with {', '.join(names)}, or null; remove it, and rerun the command"
         )

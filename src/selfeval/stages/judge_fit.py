@@ -12,20 +12,27 @@ from typing import Any
 
 from selfeval.config import CombinedConfig, VerdictsConfig
 from selfeval.errors import LoopError
-from selfeval.evaluation.verdicts import is_consistent
-from selfeval.judging.calibrated import calibrated, looks_of
+from selfeval.judging.calibrated import calibrated, calibration_of, looks_of, rounded_judgement
 from selfeval.judging.judges.combined import fit_members, pool_members
-from selfeval.judging.protocol import JudgeFit, Judgement, state_of
-from selfeval.quality.judge_calibration import FEWEST_PAIRS, Calibration, fit_to_consistency
-from selfeval.quality.statistics import proportion, rounded
+from selfeval.judging.protocol import UNFITTED, JudgeFit, Judgement, state_of
+from selfeval.quality.judge_calibration import FEWEST_PAIRS, Calibration, Looks, fit_to_consistency, unbiased_agreement
+from selfeval.quality.statistics import rounded
 from selfeval.records import CombinedEvidence, Verdict
-from selfeval.report.figures import describe
 from selfeval.report.summary import OTHER_JUDGES
 from selfeval.runs.judge_fit import FIT_FILE, has_fit, read_fit
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, ShardOutput, Work
 
-__all__ = ["Judged", "calibrate", "calibrated_verdict", "estimate_accuracies", "fitted_again", "known_fit", "members_of"]
+__all__ = [
+    "Judged",
+    "calibrate",
+    "calibrated_verdict",
+    "estimate_accuracies",
+    "fitted_again",
+    "forget_fit",
+    "known_fit",
+    "members_of",
+]
 
 Judged = list[tuple[Batch[Any], ShardOutput]]
 
@@ -44,6 +51,11 @@ def known_fit(context: Context) -> JudgeFit | None:
         return read_fit(config, store.root)
     path.unlink(missing_ok=True)
     return None if has_fit(config) else JudgeFit()
+
+
+def forget_fit(context: Context) -> None:
+    """Remove what was estimated for a judge that labels nothing now: a file gives the labels."""
+    (context.store.root / FIT_FILE).unlink(missing_ok=True)
 
 
 def _judge_first(context: Context, pairs: Sequence[Any], work: Work[Any]) -> Judged:
@@ -97,12 +109,13 @@ def fitted_again(verdicts: Sequence[Verdict], fitted_on: Sequence[Verdict], conf
     if config.fits_consistency:
         found = _fitted(fitted_on, config)
         return [calibrated_verdict(verdict, found, config) for verdict in verdicts]
-    accuracies = fit_members(members_of(fitted_on))
+    accuracies, given = fit_members(members_of(fitted_on)), calibration_of(config, UNFITTED)
 
     def pooled(verdict: Verdict) -> Verdict:
         if not isinstance(verdict.evidence, CombinedEvidence):
             return verdict
-        return _with(verdict, pool_members(verdict.evidence, accuracies, config), config)
+        judgement = pool_members(verdict.evidence, accuracies, config)
+        return _with(verdict, judgement if given is None else calibrated(rounded_judgement(judgement), given), config)
 
     return list(map(pooled, verdicts))
 
@@ -127,6 +140,7 @@ def calibrate(context: Context, pairs: Sequence[Any], work: Work[Any]) -> tuple[
     """
     config = context.config.verdicts
     shards = -(-min(config.calibration.pairs, len(pairs)) // config.shard)
+    context.terminal.note(f"verdicts: calibrating the judge on the first {min(shards * config.shard, len(pairs))} pairs")
     judged = _judge_first(context, pairs[: shards * config.shard], work)
     verdicts = [verdict for _, output in judged for verdict in output.records]
     found = _fitted(verdicts, config)
@@ -134,16 +148,19 @@ def calibrate(context: Context, pairs: Sequence[Any], work: Work[Any]) -> tuple[
     context.store.write_json(context.store.root / FIT_FILE, {"calibration": values, "pairs": len(verdicts)})
     context.terminal.note(f"verdicts: {_described(found, len(verdicts), config)}")
     if found is not None and not max(found.slope, found.truncated_slope) and not context.force and not context.earlier:
-        raise LoopError(_without_consistency(verdicts))
+        raise LoopError(_without_consistency(_looks(verdicts, config), len(verdicts)))
     return JudgeFit(calibration=found), judged
 
 
 def _fitted(verdicts: Sequence[Verdict], config: VerdictsConfig) -> Calibration | None:
-    """Fit to the pairs with a verdict that is no tie. Rounded as written: a resumed run reads these numbers."""
-    clear = [verdict for verdict in verdicts if verdict.tie is None or verdict.tie <= config.tie]
-    looks = [look for verdict in clear if (look := looks_of(_judgement(verdict))) is not None]
-    found = fit_to_consistency(looks)
+    """Fit to the pairs with a verdict that is no tie, rounded as written: a resumed run reads these numbers."""
+    found = fit_to_consistency(_looks(verdicts, config))
     return found and Calibration(**{name: round(value, 6) for name, value in vars(found).items()})
+
+
+def _looks(verdicts: Sequence[Verdict], config: VerdictsConfig) -> list[Looks]:
+    clear = [verdict for verdict in verdicts if verdict.tie is None or verdict.tie <= config.tie]
+    return [look for verdict in clear if (look := looks_of(_judgement(verdict))) is not None]
 
 
 def _described(found: Calibration | None, pairs: int, config: VerdictsConfig) -> str:
@@ -156,10 +173,10 @@ def _described(found: Calibration | None, pairs: int, config: VerdictsConfig) ->
     )
 
 
-def _without_consistency(verdicts: Sequence[Verdict]) -> str:
-    agree = proportion([found for verdict in verdicts if (found := is_consistent(verdict)) is not None])
+def _without_consistency(looks: Sequence[Looks], pairs: int) -> str:
     return (
-        f"both orders of the judge agree in {describe(agree)} of {len(verdicts)} pairs, which chance explains, so no verdict "
+        f"less the position bias, both orders of the judge prefer the same reply in {unbiased_agreement(looks):.1%} of "
+        f"{len(looks)} pairs (of {pairs}; the others are ties or unparsable), no more often than by chance, so no verdict "
         f"would be kept. Use another judge (verdicts.judge) or a stronger model, or set verdicts.calibration.method=off; "
         f"{OTHER_JUDGES}. Finished stages are kept. To judge all pairs anyway, rerun the same command with --force"
     )

@@ -21,7 +21,7 @@ from selfeval.records import Drop, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, Labelled
-from selfeval.stages.judge_fit import Judged, calibrate, calibrated_verdict, estimate_accuracies, known_fit
+from selfeval.stages.judge_fit import Judged, calibrate, calibrated_verdict, estimate_accuracies, forget_fit, known_fit
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
@@ -165,6 +165,7 @@ def run(context: Context) -> dict[str, int]:
     questions, config = context.store.read("questions", Question), context.config
     forget_probe(context)
     if context.given and context.given.pairs:
+        forget_fit(context)
         _take_given(context, context.given, questions)
         return _counts(context)
     work = JudgePairs(config.verdicts, config.backbone.rollout_batch_size, context.round_seed)
@@ -183,7 +184,7 @@ def run(context: Context) -> dict[str, int]:
 
 
 def _write_calibrated(context: Context, fit: JudgeFit, judged: Judged) -> None:
-    """Write the shards from which the calibration was fitted, but for finished ones: they need not be judged again."""
+    """Write the shards from which the calibration was fitted, except finished ones: they need not be judged again."""
     finished = {path.name for path in context.store.shards("verdicts")}
     for batch, output in judged:
         if context.store.shard_path("verdicts", batch.index).name in finished:
