@@ -68,7 +68,7 @@ def failure(status: int, message: str = "no", code: str | None = None, headers: 
 
 
 class ChatServer:
-    """What was asked so far, and the address."""
+    """The requests so far, and the address."""
 
     def __init__(self, answer: Callable[[Asked], Response]) -> None:
         self.answer, self.most_in_flight, self.url = answer, 0, ""

@@ -90,7 +90,7 @@ def test_a_run_that_truly_runs_out_of_memory_ends_and_says_what_happened(limited
 
 @pytest.mark.slow
 def test_a_budget_makes_groups_smaller_and_gives_the_same_replies(limited: Path, recipe: Path, tmp_path: Path) -> None:
-    # What the process needs without large batches, and a little for them.
+    # The memory that the process needs without large batches, and a little for them.
     stages = json.loads((limited / "run.json").read_text())["stages"]
     budget = stages["verdicts"]["peak_bytes"] // MIB + 70
     folder = tmp_path / "run"

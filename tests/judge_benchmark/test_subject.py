@@ -1,4 +1,4 @@
-"""What identifies a judge: judgements on disk are reused under its key."""
+"""The identity of a judge: judgements on disk are reused under its key."""
 
 from __future__ import annotations
 

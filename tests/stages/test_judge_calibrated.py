@@ -209,7 +209,7 @@ def test_settings_are_part_of_the_key_and_checked() -> None:
     section = "verdicts.calibration"
     off, given = f"{section}.method=off", f"{section}.method=given"
     assert len({key(), key(off), key(f"{section}.pairs=64"), key(given), key(given, f"{section}.bias=1")}) == 5
-    # What has no effect reruns nothing.
+    # Settings without an effect rerun nothing.
     assert key(off, f"{section}.pairs=64", f"{section}.bias=1") == key(off)
     assert key(given, f"{section}.pairs=64") == key(given)
     assert key("verdicts.judge=pointwise") == key("verdicts.judge=pointwise", off)

@@ -53,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ilql": {"expectile": 0.9, "questions_per_iteration": 32, "minibatch": 128, "iterations": 45},
     "soft_q": {"questions_per_iteration": 32, "minibatch": 128},
 }
-"""What differs from the common settings, for every learner there is."""
+"""Differences from the common settings, for every learner there is."""
 
 UNREGULARISED = {"raft", "ilql"}
 """Those that go for the best reply, held by no KL penalty: by imitation, or by values that are decoded greedily."""

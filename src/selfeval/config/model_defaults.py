@@ -29,7 +29,7 @@ class SizeDefaults:
     source: str
 
 
-# What an instruct model needs whatever its size: longer texts, samples that it was tuned to write, no beam search, and shards
+# Needs of every instruct model, whatever its size: longer texts, samples that it was tuned to write, no beam search, and shards
 # that take minutes and not hours.
 _INSTRUCT: dict[str, Any] = {
     "backbone.rollout_batch_size": 64,

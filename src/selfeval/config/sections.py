@@ -254,7 +254,7 @@ def _without_defaults(section: Section, values: dict[str, Any], *names: str) -> 
 
 
 class MemberInput(Section):
-    """What a member of an ensemble of evaluators reads, and the rank of its adapter. The defaults are those of a single one."""
+    """Input of a member of an ensemble of evaluators, and the rank of its adapter. The defaults are those of a single one."""
 
     layer: CountOrNone = None
     """Optional. Layer whose hidden states its head reads, counted from 1; later layers are not computed. Default: the last."""
@@ -276,7 +276,7 @@ class EvaluatorConfig(Section):
     members: Count = 1
     """Number of evaluators in the ensemble, each with a separate initialisation and order of pairs."""
     inputs: tuple[MemberInput, ...] = ()
-    """Optional. What each member reads: a list of tables in the order of the members, repeated if there are more members
+    """Optional. Input of each member: a list of tables in the order of the members, repeated if there are more members
     (docs/algorithms/evaluator.md). Default: all members read the same."""
     labels: Literal["soft", "hard"] = "soft"
     """Targets of the loss: `soft`, the judge's probability of the better reply; `hard`, 1 for the reply that it prefers."""

@@ -35,6 +35,7 @@ PROBED = 16
 COMMON = 0.25
 """Share of the orders (or votes) from which on a cause is a finding."""
 _LEVEL = 0.05
+"""Significance level of the agreement of both orders beyond the position bias."""
 MOST = 0.75
 """Share of the readable pairs from which on ties or unsure pairs are a finding. On the embedded model, whose judge works, half
 of the pairs are ties: both replies are right, or both wrong."""

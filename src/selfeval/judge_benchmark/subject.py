@@ -30,7 +30,7 @@ __all__ = ["ROLES", "Subject", "subject_of"]
 
 Role = Literal["judge", "referee", "evaluator"]
 ROLES: tuple[Role, ...] = ("judge", "referee", "evaluator")
-"""What can be measured of a run."""
+"""Roles of a run that can be measured."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Subject:
 
     @property
     def fit(self) -> JudgeFit:
-        """What the run estimated for its judge; nothing for another role, or without a run."""
+        """Estimates of the run for its judge; none for another role, or without a run."""
         if self.run is None or self.role != "judge":
             return JudgeFit()
         return read_fit(self.config.verdicts, RunReader(self.run).folder)

@@ -72,7 +72,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class JudgeFit:
-    """What was estimated from the judge's own verdicts before it is used.
+    """Estimates from the judge's own verdicts, made before it is used.
 
     Attributes:
         accuracies: Optional. Accuracies of the members of a combined judge. Default: none, so it estimates them from the
@@ -102,7 +102,7 @@ class JudgeContext:
         temperature: sampling temperature of a judge that is otherwise greedy; see `make_judge`. Default: 0, greedy.
         role: role of the judge. Default: judge.
         answers: Optional. Folder of the answers of a server. Default: none, so no server may be asked.
-        fit: what was estimated before. Default: nothing.
+        fit: estimates that were made before. Default: none.
     """
 
     backbone: Backbone

@@ -186,7 +186,7 @@ _Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """Shape, strides and type of a tensor."""
 
 _LAYOUTS: dict[Any, tuple[bool, list[_Layout]] | None] = {}
-"""What an operation makes of inputs of certain shapes, and whether it returns a tuple; None if it must be called."""
+"""Layouts of the results of an operation on inputs of certain shapes, and whether it returns a tuple; None: call it."""
 
 _META = torch.device("meta")
 

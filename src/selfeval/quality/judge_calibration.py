@@ -52,7 +52,7 @@ _HALVINGS = 60
 
 @dataclass(frozen=True)
 class Looks:
-    """What a judge said about a pair.
+    """The verdict of a judge on a pair, as log-odds.
 
     Attributes:
         values: log-odds that the first reply is better, one or two: in order, swapped.

@@ -353,7 +353,7 @@ def _describe(
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
         "reasoning_ends": " or ".join(f"`{end}`" for end in templates.thinking_ends),
         "lora": config.backbone.lora.model_dump(mode="json"),
-        # What the user brought instead of letting the model write it.
+        # The data that the user provided in place of generated ones.
         "given": next((kind for kind in ("pairs", "replies", "questions") if getattr(config, kind).file), None),
         "context": config.backbone.context.model_dump(mode="json", include={"rope_scaling", "rope_factor"}),
     }

@@ -38,7 +38,7 @@ def make_judge(
         temperature: sampling temperature of the chain of thought of a judge that is otherwise greedy, to measure whether it
             agrees with itself. A judge that samples anyway has its temperature in its settings. Default: 0, greedy.
         answers: Optional. Folder of the answers of a server. Default: none, so a judge that asks a server is refused.
-        fit: Optional. What was estimated from the judge's verdicts before. Default: nothing.
+        fit: Optional. Estimates that were made from the judge's verdicts before. Default: none.
 
     Raises:
         ValueError: the registry names a module outside of this package.

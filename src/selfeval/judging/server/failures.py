@@ -1,4 +1,4 @@
-"""What went wrong with a request: as an answer, if the prompt is the reason, else as a message with its remedy."""
+"""Describe the failure of a request: as an answer, if the prompt is the reason, else as a message with its remedy."""
 
 from __future__ import annotations
 
