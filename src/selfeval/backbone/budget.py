@@ -136,7 +136,12 @@ class MemoryBudget:
         return events
 
     def in_groups(
-        self, phase: Phase, sizes: Sequence[int], limit: int, work: Callable[[list[int]], R]
+        self,
+        phase: Phase,
+        sizes: Sequence[int],
+        limit: int,
+        work: Callable[[list[int]], R],
+        families: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[int], R]]:
         """Call `work` on groups of similar size; split a group in half if it runs out of memory.
 
@@ -146,6 +151,8 @@ class MemoryBudget:
             limit: maximum units per group, including padding (a group has at least one item).
             work: function of the indices of a group. It must not have side effects before it succeeds, because it may fail
                 midway and be called again with fewer items.
+            families: optional number of each item; items with equal numbers stay next to each other, because they share their
+                prompt. Default: items are ordered by size alone.
 
         Yields:
             Each group and its result; the groups cover every index once.
@@ -154,12 +161,11 @@ class MemoryBudget:
             MemoryLimitError: a single item does not fit.
         """
         gauge, start = self._gauges[phase], 0
-        order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+        order = _order(sizes, families)
         self._begin(gauge, limit, len(sizes), max(sizes, default=0))
         while start < len(order):
             group = _next_group(order, sizes, start, gauge.within(limit))
-            # Sizes are ascending, so all items of a group are padded to its last one.
-            units, more = len(group) * sizes[group[-1]], start + len(group) < len(order)
+            units, more = len(group) * max(sizes[i] for i in group), start + len(group) < len(order)
             results = self._attempt(gauge, group, units, work)
             if results:
                 self._went_well(gauge, len(group), units, limit, more)
@@ -289,9 +295,22 @@ _SMALLEST = {
 }
 
 
+def _order(sizes: Sequence[int], families: Sequence[int] | None) -> list[int]:
+    """Return the items by size; those of a family are together, at the size of the largest of them."""
+    if families is None:
+        return sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+    largest: dict[int, int] = {}
+    for family, size in zip(families, sizes, strict=True):
+        largest[family] = max(size, largest.get(family, 0))
+    return sorted(range(len(sizes)), key=lambda i: (largest[families[i]], families[i], sizes[i], i))
+
+
 def _next_group(order: Sequence[int], sizes: Sequence[int], start: int, limit: int) -> list[int]:
-    """The longest run of `order` from `start` that is within the limit when all are padded to the last (one at least)."""
-    end = start + 1
-    while end < len(order) and (end + 1 - start) * sizes[order[end]] <= limit:
+    """The longest run of `order` from `start` that is within the limit when all are padded to the largest (one at least)."""
+    end, widest = start + 1, sizes[order[start]]
+    while end < len(order):
+        widest = max(widest, sizes[order[end]])
+        if (end + 1 - start) * widest > limit:
+            break
         end += 1
     return list(order[start:end])

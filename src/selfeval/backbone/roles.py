@@ -7,7 +7,7 @@ passes inside its block. No role stays active afterwards: a forward pass outside
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +29,7 @@ from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.reach import unread_layers
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.role_set import RoleSet
+from selfeval.backbone.shared_prefixes import LayoutBlock, PrefixLayout, agrees_with_separate_rows, longest_span, recomputation
 from selfeval.backbone.weight_census import WeightCensus
 from selfeval.config import BackboneConfig, LoraConfig
 from selfeval.errors import ModelError, RoleError, is_out_of_memory
@@ -65,9 +66,13 @@ class Backbone:
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
         # Autograd would otherwise keep all streamed weights until the backward pass, see `streaming`.
         if loaded.placement is not None:
-            recompute(loaded.model, loaded.placement.streamed, self._stack.checkpoint_contexts)
+            recompute(loaded.model, loaded.placement.streamed, self._recomputation)
         self._check_logits()
         self._steps_agree: bool | None = None
+        self._shares_prefixes: bool | None = None
+
+    def _recomputation(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return recomputation(self._stack.checkpoint_contexts(), self.model)
 
     def _tell(self, sentence: str) -> None:
         if self.budget.tell is not None:
@@ -204,7 +209,7 @@ class Backbone:
             )
         # Streamed layers are recomputed from the start.
         streamed = self.loaded.placement.streamed if self.loaded.placement else ()
-        recompute(self.model, [name for name in layers if name not in streamed], self._stack.checkpoint_contexts)
+        recompute(self.model, [name for name in layers if name not in streamed], self._recomputation)
 
     @property
     def mixes_rows(self) -> bool:
@@ -240,6 +245,23 @@ class Backbone:
         """
         # Without an attention mask, transformers derives the mask of the documents from the positions.
         return self._body(input_ids=ids_BT, position_ids=positions_BT)
+
+    def shares_prefixes(self, longest: int) -> bool:
+        """Return whether replies to one prompt can share its pass, measured once on short texts.
+
+        Args:
+            longest: tokens of the longest prompt with a reply. With a sliding window, only shorter texts can share.
+        """
+        if self.loaded.device.type == "meta" or (self._stack.acting is not None and self._stack.acting.runs):
+            return False
+        if self._shares_prefixes is None:
+            self._shares_prefixes = agrees_with_separate_rows(self)
+        return self._shares_prefixes and longest <= longest_span(text_body(self.model).config)
+
+    def layout_hidden(self, layout: PrefixLayout) -> Tensor:
+        """Compute the last hidden states `[N, D]` of a layout under the acting role; requires `shares_prefixes`."""
+        with LayoutBlock(self.model, layout):
+            return self._body(input_ids=layout.ids_1N, position_ids=layout.positions_1N)[0]
 
     def check_layer(self, layer: int) -> None:
         """Check with a short pass that a role can read this layer.

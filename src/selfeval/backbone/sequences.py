@@ -15,10 +15,14 @@ from selfeval.algorithms.masked import zero_padding
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.shared_prefixes import PrefixLayout, prefix_layout
 from selfeval.errors import LoopError, ModelError
 from selfeval.prompt import Prompt
 
-__all__ = ["Sequences", "final_scores", "pad_sequences", "refuse_images", "reply_hidden", "reply_logprobs"]
+_FEWER = 0.9
+"""Largest share of the padded tokens at which a layout is read in place of separate rows."""
+
+__all__ = ["Sequences", "families", "final_scores", "owners_of", "pad_sequences", "refuse_images", "reply_hidden", "reply_logprobs"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Sequences:
         prompt_lengths_B: tokens before the reply.
         reply_BR: the reply tokens alone, padded.
         mask_BR: true at real reply tokens.
+        owners_B: a number per row; rows with equal numbers have equal prompts.
     """
 
     ids_BT: Tensor
@@ -38,6 +43,48 @@ class Sequences:
     prompt_lengths_B: Tensor
     reply_BR: Tensor
     mask_BR: Tensor
+    owners_B: Tensor
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each prompt with its reply."""
+        found: list[int] = self.attention_BT.sum(-1).tolist()
+        return found
+
+    def families(self, backbone: Backbone) -> list[int] | None:
+        """Return the families for `MemoryBudget.in_groups`, or None if replies do not share the pass of their prompt."""
+        return self.owners_B.tolist() if backbone.shares_prefixes(self.ids_BT.shape[1]) else None
+
+    def layout(self, *, last: bool) -> PrefixLayout:
+        """Return the tokens in one row, each distinct prompt once.
+
+        Args:
+            last: whether the last token of each reply is read; no reply token is predicted from it.
+        """
+        lengths_B = self.mask_BR.sum(-1) - int(not last)
+        return prefix_layout(self.ids_BT, self.prompt_lengths_B, self.reply_BR, lengths_B, self.owners_B)
+
+
+def families(backbone: Backbone, prompts: Sequence[Prompt], sizes: Sequence[int]) -> list[int] | None:
+    """Return the families for `MemoryBudget.in_groups`: a number per prompt, or None if replies do not share its pass.
+
+    Args:
+        backbone: where the replies will be passed through.
+        prompts: one per reply.
+        sizes: tokens of each prompt with its reply.
+    """
+    return owners_of(prompts) if backbone.shares_prefixes(max(sizes, default=0)) else None
+
+
+def owners_of(prompts: Sequence[Prompt]) -> list[int]:
+    """Number the prompts; equal prompts have equal numbers.
+
+    Example:
+        >>> owners_of([Prompt((1, 2)), Prompt((3,)), Prompt((1, 2))])
+        [0, 1, 0]
+    """
+    numbers: dict[Prompt, int] = {}
+    return [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
 
 
 def refuse_images(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
@@ -81,11 +128,16 @@ def pad_sequences(backbone: Backbone, prompts: Sequence[Prompt], replies: Sequen
         prompt_lengths_B=torch.tensor([len(p.ids) for p in prompts], device=device),
         reply_BR=torch.tensor([[*r, *[pad] * (longest - len(r))] for r in replies], device=device),
         mask_BR=torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in replies], device=device),
+        owners_B=torch.tensor(owners_of(prompts), device=device),
     )
 
 
 def reply_hidden(backbone: Backbone, batch: Sequences) -> Tensor:
     """Hidden states `[B, R, D]` of the acting role *before* each reply token: those that predict it."""
+    layout = _layout(backbone, batch, last=False)
+    if layout is not None:
+        hidden_ND = backbone.layout_hidden(layout)
+        return hidden_ND.index_select(0, layout.before_BR.flatten()).view(*layout.before_BR.shape, -1)
     hidden_BTD = backbone.hidden(batch.ids_BT, batch.attention_BT)
     # The state at a token predicts the next one, so the reply starts one state early. Padding may point past the end: it is
     # clamped here, and masked by the caller.
@@ -99,12 +151,33 @@ def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
 
     It is the state at the last token, or with the pooling `mean` of the role the mean of those at the tokens of the reply.
     """
+    layout = _layout(backbone, batch, last=True)
+    if layout is not None:
+        return _layout_scores(backbone, role, batch, layout)
     hidden_BTD = backbone.hidden(batch.ids_BT, batch.attention_BT)
     if backbone.roles.poolings.get(role) == "mean":
         return _mean_scores(backbone.score(role, hidden_BTD), batch)
     # Right-padded, so the number of real tokens is one more than the last one's position.
     last_B = batch.attention_BT.sum(-1) - 1
     return backbone.score(role, hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+
+
+def _layout(backbone: Backbone, batch: Sequences, *, last: bool) -> PrefixLayout | None:
+    """Return the layout of a batch whose prompts are read once, or None if separate rows are as good or the only way."""
+    if not backbone.shares_prefixes(batch.ids_BT.shape[1]):
+        return None
+    layout = batch.layout(last=last)
+    return layout if layout.ids_1N.numel() <= _FEWER * batch.ids_BT.numel() else None
+
+
+def _layout_scores(backbone: Backbone, role: str, batch: Sequences, layout: PrefixLayout) -> Tensor:
+    """Return the scores `[B]` of a batch from its layout."""
+    scores_N = backbone.score(role, backbone.layout_hidden(layout))
+    lengths_B = batch.mask_BR.sum(-1)
+    if backbone.roles.poolings.get(role) == "mean":
+        scores_BR = scores_N[layout.replies_BR]
+        return zero_padding(scores_BR, batch.mask_BR[:, : scores_BR.shape[1]]).sum(-1) / lengths_B
+    return scores_N[layout.replies_BR.gather(1, lengths_B[:, None] - 1)[:, 0]]
 
 
 def _mean_scores(scores_BT: Tensor, batch: Sequences) -> Tensor:
@@ -135,6 +208,7 @@ def reply_logprobs(
     backbone.refuse_mixed_rows("scoring in groups of similar length")
     found: dict[int, tuple[float, ...]] = {}
     sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
-    for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, logprobs):
+    grouped = families(backbone, prompts, sizes)
+    for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, logprobs, grouped):
         found.update({i: tuple(row[: len(replies[i])]) for i, row in zip(group, rows, strict=True)})
     return [found[i] for i in range(len(replies))]

@@ -155,6 +155,7 @@ def _sequences(rows: int, prompt: int, reply: int) -> Sequences:
         torch.zeros(rows, dtype=torch.int64),
         torch.zeros(rows, reply, dtype=torch.int64),
         torch.ones(rows, reply, dtype=torch.bool),
+        torch.arange(rows),
     )
 
 

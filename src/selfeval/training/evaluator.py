@@ -17,7 +17,7 @@ from torch import Tensor
 from selfeval.algorithms.preference_losses import bradley_terry_loss, centering_penalty, hard_labels
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
+from selfeval.backbone.sequences import Sequences, families, final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
 from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints
@@ -73,7 +73,8 @@ def score_replies(
     scores = [0.0] * len(prompts)
     sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with backbone.acting_as(role):
-        for group, found in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, of_group):
+        grouped = families(backbone, prompts, sizes)
+        for group, found in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, of_group, grouped):
             for index, value in zip(group, found, strict=True):
                 scores[index] = value
             if advance:
@@ -135,11 +136,9 @@ def steps_of(pairs: Sequence[Preference], config: EvaluatorConfig) -> int:
 @torch.no_grad()
 def _mean_loss(backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int) -> float:
     """Return the mean loss of the current weights on pairs, with the penalty and the margin of training."""
-    prompts = [p.prompt for p in pairs]
-    chosen, rejected = (
-        torch.tensor(score_replies(backbone, role, prompts, replies, batch_tokens))
-        for replies in ([p.chosen for p in pairs], [p.rejected for p in pairs])
-    )
+    replies = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    scores = score_replies(backbone, role, [p.prompt for p in pairs] * 2, replies, batch_tokens)
+    chosen, rejected = torch.tensor(scores).chunk(2)
     return _losses(chosen, rejected, torch.tensor([p.label for p in pairs]), config).mean().item()
 
 

@@ -160,6 +160,7 @@ def rows_of(batch: Sequences, index: Tensor) -> Sequences:
         batch.prompt_lengths_B[index],
         batch.reply_BR[index],
         batch.mask_BR[index],
+        batch.owners_B[index],
     )
 
 
@@ -203,8 +204,8 @@ def over_microbatches(context: LearnerContext, batch: Sequences, compute: Callab
         index = torch.tensor(group, device=result.device)
         result[index] = compute(rows_of(batch, index))
 
-    budget, sizes = context.backbone.budget, batch.attention_BT.sum(-1).tolist()
-    for _ in budget.in_groups(Phase.SCORE, sizes, context.batch_tokens, fill):
+    backbone = context.backbone
+    for _ in backbone.budget.in_groups(Phase.SCORE, batch.sizes, context.batch_tokens, fill, batch.families(backbone)):
         pass
     return result
 

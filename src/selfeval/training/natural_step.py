@@ -210,9 +210,10 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
         rows = rows_of(batch, torch.tensor(group, device=batch.mask_BR.device))
         return microbatch_fisher_product(context, rows, vector_N / length)
 
-    total_N, sizes = torch.zeros_like(vector_N), batch.attention_BT.sum(-1).tolist()
+    total_N, grouped = torch.zeros_like(vector_N), batch.families(backbone)
     with backbone.acting_as(POLICY):
-        for _, found_N in backbone.budget.in_groups(Phase.CURVATURE, sizes, context.batch_tokens, of_group):
+        groups = backbone.budget.in_groups(Phase.CURVATURE, batch.sizes, context.batch_tokens, of_group, grouped)
+        for _, found_N in groups:
             # A product is a sum over tokens, so those of the micro-batches add up; the mean is taken at the end.
             total_N += found_N
     return total_N * (length / int(batch.mask_BR.sum()))
@@ -300,8 +301,9 @@ def step_outcome(
 
     kl = gain = 0.0
     with backbone.acting_as(POLICY):
-        sizes = batch.policy_batch.attention_BT.sum(-1).tolist()
-        for _, found in backbone.budget.in_groups(Phase.SCORE, sizes, context.batch_tokens, of_group):
+        rows = batch.policy_batch
+        groups = backbone.budget.in_groups(Phase.SCORE, rows.sizes, context.batch_tokens, of_group, rows.families(backbone))
+        for _, found in groups:
             kl, gain = kl + found[0], gain + found[1]
     return Outcome(kl, gain)
 

@@ -82,14 +82,28 @@ class Optimizers:
 
 
 def minibatches(experience: Experience, context: LearnerContext, iteration: int) -> Iterator[Experience]:
-    """Yield the minibatches of all epochs, shuffled by seed, iteration and epoch."""
+    """Yield the minibatches of all epochs, shuffled by seed, iteration and epoch.
+
+    Replies to one question stay together, because they share the pass of their prompt.
+    """
     # The shuffle depends on these numbers alone, not on a generator's state, so a resumed run draws the same minibatches.
     config = context.config
     for epoch in range(config.epochs):
-        order = list(range(len(experience.scores_B)))
-        random.Random(f"{context.seed}/policy/{iteration}/{epoch}").shuffle(order)
+        order = _shuffled(experience.groups_B.tolist(), random.Random(f"{context.seed}/policy/{iteration}/{epoch}"))
         for start in range(0, len(order), config.minibatch):
             yield experience.rows(torch.tensor(order[start : start + config.minibatch], device=experience.mask.device))
+
+
+def _shuffled(groups: Sequence[int], generator: random.Random) -> list[int]:
+    """Shuffle the rows and the groups, and return the rows group by group."""
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    order = list(members.values())
+    generator.shuffle(order)
+    for rows in order:
+        generator.shuffle(rows)
+    return [row for rows in order for row in rows]
 
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -177,8 +191,9 @@ def policy_gradients(
 
     sums: dict[str, float] = defaultdict(float)
     with backbone.acting_as(POLICY):
-        sizes = part.policy_batch.attention_BT.sum(-1).tolist()
-        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, context.batch_tokens, of_group):
+        batch = part.policy_batch
+        groups = backbone.budget.in_groups(Phase.UPDATE, batch.sizes, context.batch_tokens, of_group, batch.families(backbone))
+        for _, found in groups:
             for name, value in found.items():
                 sums[name] += value / tokens
     return dict(sums)
@@ -219,7 +234,8 @@ def critic_gradients(context: LearnerContext, part: Experience, scale: RewardSca
 
     total = 0.0
     with backbone.acting_as(CRITIC):
-        sizes = part.critic_batch.attention_BT.sum(-1).tolist()
-        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, context.batch_tokens, of_group):
+        batch = part.critic_batch
+        groups = backbone.budget.in_groups(Phase.UPDATE, batch.sizes, context.batch_tokens, of_group, batch.families(backbone))
+        for _, found in groups:
             total += found / tokens
     return {"value_loss": total}

@@ -171,7 +171,8 @@ def _in_parts(context: LearnerContext, pool: Replayed, count: int, compute: Comp
         index = torch.tensor(group, device=result.device)
         result[:, index] = compute(pool.rows(index))
 
-    for _ in context.backbone.budget.in_groups(Phase.SCORE, _sizes(pool), context.batch_tokens, fill):
+    families = pool.policy_batch.families(context.backbone)
+    for _ in context.backbone.budget.in_groups(Phase.SCORE, _sizes(pool), context.batch_tokens, fill, families):
         pass
     return result
 
@@ -245,5 +246,6 @@ def gradients(
         add_gradients(summed / tokens, parameters)
         return found
 
-    groups = backbone.budget.in_groups(Phase.UPDATE, _sizes(part), context.batch_tokens, of_group)
+    families = part.policy_batch.families(backbone)
+    groups = backbone.budget.in_groups(Phase.UPDATE, _sizes(part), context.batch_tokens, of_group, families)
     return sum(found for _, found in groups) / tokens
