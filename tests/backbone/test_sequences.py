@@ -54,5 +54,5 @@ def test_reply_logprobs_are_the_same_when_memory_is_short() -> None:
     assert len(failed) == 2
     assert [len(row) for row in found] == [len(reply) for reply in replies]
     for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-6)
+        assert one == pytest.approx(other, abs=1e-5)
     assert {(e.phase.value, e.kind.value) for e in backbone.budget.take_events()} == {("score", "out_of_memory")}

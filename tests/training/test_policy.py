@@ -208,6 +208,10 @@ def reading(wins: int) -> JudgeReading:
     return JudgeReading((1.0,) * wins + (0.0,) * (20 - wins))
 
 
+RISING = changed(CONFIG, learning_rate=2e-2, replies_per_question=32, minibatch=96)
+"""Large batches, so that the score rises from each reading of the judge to the next."""
+
+
 def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best(tmp_path: Path) -> None:
     backbone, kept, back = four_roles(), [], []
     readings = iter([reading(12), reading(14), reading(4)])
@@ -217,7 +221,7 @@ def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best
         kept.append({n: p.detach().clone() for n, p in backbone.roles.parameters(POLICY).items()})
         return next(readings)
 
-    config = changed(CONFIG, **{"iterations": 8, "judge_every": 2})
+    config = changed(RISING, **{"iterations": 8, "judge_every": 2})
     lines, alarms = train(backbone, tmp_path, config, judge=judge, roll_back=lambda step, alarms: back.append(step))
     assert [(a.step, a.name, a.action) for a in alarms if a.name == "judge_disagrees"] == [(6, "judge_disagrees", "finish")]
     assert back == [4]
@@ -274,7 +278,7 @@ def test_the_best_reading_always_has_its_checkpoint(
         return reading(next(readings))
 
     roll_back_once(given_up, monkeypatch)
-    config = changed(CONFIG, **{"iterations": 8, "judge_every": every})
+    config = changed(RISING, **{"iterations": 8, "judge_every": every})
     _, alarms = train(backbone, tmp_path, config, judge=judge, roll_back=lambda step, alarms: back.append(step))
     assert alarms[-1].action == "finish"
     assert back == expected

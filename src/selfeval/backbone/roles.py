@@ -252,11 +252,20 @@ class Backbone:
         Args:
             longest: tokens of the longest prompt with a reply. With a sliding window, only shorter texts can share.
         """
-        if self.loaded.device.type == "meta" or (self._stack.acting is not None and self._stack.acting.runs):
+        if self._stack.acting is not None and self._stack.acting.runs:
             return False
         if self._shares_prefixes is None:
-            self._shares_prefixes = agrees_with_separate_rows(self)
-        return self._shares_prefixes and longest <= longest_span(text_body(self.model).config)
+            self._shares_prefixes = self._measure_sharing()
+        return bool(self._shares_prefixes) and longest <= longest_span(text_body(self.model).config)
+
+    def _measure_sharing(self) -> bool | None:
+        """Measure whether replies can share the pass of their prompt; None where there was no memory to find out."""
+        try:
+            return agrees_with_separate_rows(self)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def layout_hidden(self, layout: PrefixLayout) -> Tensor:
         """Compute the last hidden states `[N, D]` of a layout under the acting role; requires `shares_prefixes`."""

@@ -22,7 +22,16 @@ from selfeval.prompt import Prompt
 _FEWER = 0.9
 """Largest share of the padded tokens at which a layout is read in place of separate rows."""
 
-__all__ = ["Sequences", "families", "final_scores", "owners_of", "pad_sequences", "refuse_images", "reply_hidden", "reply_logprobs"]
+__all__ = [
+    "Sequences",
+    "families",
+    "final_scores",
+    "owners_of",
+    "pad_sequences",
+    "refuse_images",
+    "reply_hidden",
+    "reply_logprobs",
+]
 
 
 @dataclass(frozen=True)

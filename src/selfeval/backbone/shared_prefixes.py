@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +31,17 @@ from selfeval.backbone.body import text_body
 from selfeval.backbone.load import LoadedModel
 from selfeval.errors import is_out_of_memory
 
-__all__ = ["LayoutBlock", "Passes", "PrefixLayout", "agrees_with_separate_rows", "longest_span", "prefix_layout", "recomputation"]
+__all__ = [
+    "LayoutBlock",
+    "Passes",
+    "PrefixLayout",
+    "agrees_with_separate_rows",
+    "longest_span",
+    "may_share",
+    "prefix_layout",
+    "recomputation",
+    "uniform_layout",
+]
 
 _IMPLEMENTATION = "selfeval_shared_prefixes"
 """Name of the attention function in transformers."""
@@ -112,6 +122,31 @@ def prefix_layout(
     )
 
 
+def uniform_layout(prompts: int, replies: int, prompt: int, reply: int) -> PrefixLayout:
+    """Return a layout of texts of equal lengths, for passes on shapes: its ids and indices are 0.
+
+    Args:
+        prompts, replies: number of distinct prompts and of replies.
+        prompt, reply: tokens of each.
+    """
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.long)
+
+    tokens = prompts * prompt + replies * reply
+    mask_B1RK = torch.ones(replies, 1, reply, prompt + reply, dtype=torch.bool)
+    return PrefixLayout(
+        ids_1N=zeros(1, tokens),
+        positions_1N=zeros(1, tokens),
+        prompts_GP=zeros(prompts, prompt),
+        replies_BR=zeros(replies, reply),
+        owners_B=zeros(replies),
+        mask_B1RK=mask_B1RK,
+        from_parts_N=zeros(tokens),
+        before_BR=zeros(replies, reply + 1),
+    )
+
+
 def _count(mask: Tensor) -> Tensor:
     """Number the true entries in their order; false ones have the number of the one before, or 0."""
     return (mask.flatten().long().cumsum(0) - 1).clamp_min(0).view(mask.shape)
@@ -129,30 +164,41 @@ class LayoutBlock(AbstractContextManager[None]):
     Args:
         model: a model whose attention is SDPA.
         layout: the tokens of the passes inside.
+
+    Attributes:
+        calls: number of times that attention read the layout.
     """
 
     def __init__(self, model: Any, layout: PrefixLayout) -> None:
-        self._config, self._layout = text_body(model).config, layout
+        self._config, self.layout, self.calls = text_body(model).config, layout, 0
+        self._copies = {layout.ids_1N.device: layout}
+
+    def on(self, device: torch.device) -> PrefixLayout:
+        """Return the layout on a device that holds some of the layers."""
+        if device not in self._copies:
+            tensors = (getattr(self.layout, field.name) for field in fields(self.layout))
+            self._copies[device] = PrefixLayout(*(tensor.to(device) for tensor in tensors))
+        return self._copies[device]
 
     def __enter__(self) -> None:
         ALL_ATTENTION_FUNCTIONS.register(_IMPLEMENTATION, _attend)
         self._outer = self._config._attn_implementation
         self._config._attn_implementation = _IMPLEMENTATION
-        _layouts().append(self._layout)
+        _blocks().append(self)
 
     def __exit__(self, *error: object) -> None:
-        _layouts().pop()
+        _blocks().pop()
         self._config._attn_implementation = self._outer
 
 
 _LOCAL = threading.local()
 
 
-def _layouts() -> list[PrefixLayout]:
-    """Return the layouts of the open blocks of this thread, innermost last; a backward pass may run in another one."""
-    if not hasattr(_LOCAL, "layouts"):
-        _LOCAL.layouts = []
-    found: list[PrefixLayout] = _LOCAL.layouts
+def _blocks() -> list[LayoutBlock]:
+    """Return the open blocks of this thread, innermost last; a backward pass may run in another one."""
+    if not hasattr(_LOCAL, "blocks"):
+        _LOCAL.blocks = []
+    found: list[LayoutBlock] = _LOCAL.blocks
     return found
 
 
@@ -160,7 +206,8 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """Attention of transformers' interface over a layout: `[1, H, N, D]` to `[1, N, H, D]`."""
-    layout = _layouts()[-1]
+    block = _blocks()[-1]
+    layout, block.calls = block.on(query.device), block.calls + 1
     if options.get("position_bias") is not None:
         raise ValueError("positions that attention adds by itself do not follow the layout")
     # Prompts: causal, each with the others as rows of one batch.
@@ -195,7 +242,7 @@ def recomputation(
         model: whose layer it is.
     """
     forward, again = contexts
-    return (forward, _Both(LayoutBlock(model, _layouts()[-1]), again)) if _layouts() else contexts
+    return (forward, _Both(LayoutBlock(model, _blocks()[-1].layout), again)) if _blocks() else contexts
 
 
 class _Both(AbstractContextManager[None]):
@@ -211,6 +258,11 @@ class _Both(AbstractContextManager[None]):
     def __exit__(self, *error: Any) -> None:
         self._inner.__exit__(*error)
         self._outer.__exit__(*error)
+
+
+def may_share(loaded: LoadedModel) -> bool:
+    """Return whether nothing rules layouts out before a pass: attention is SDPA, and positions are given to it."""
+    return loaded.forward_accepts("position_ids") and text_body(loaded.model).config._attn_implementation == "sdpa"
 
 
 class Passes(Protocol):
@@ -236,9 +288,8 @@ def agrees_with_separate_rows(backbone: Passes) -> bool:
     They must be equal up to 1/1000 of the difference that reading the layout as a single text makes, or 1/10 in less than 32
     bits, where the two passes round differently.
     """
-    loaded, device = backbone.loaded, backbone.loaded.device
-    several = loaded.placement is not None and not loaded.placement.is_whole
-    if not loaded.forward_accepts("position_ids") or several or text_body(loaded.model).config._attn_implementation != "sdpa":
+    device = backbone.loaded.device
+    if not may_share(backbone.loaded):
         return False
     rows = [[*_PROMPTS[owner], *reply] for owner, reply in zip(_OWNERS, _REPLIES, strict=True)]
     ids_BT, attention_BT, replies_BR = (
@@ -262,10 +313,8 @@ def agrees_with_separate_rows(backbone: Passes) -> bool:
     if states_ND.shape != leaking_ND.shape:
         return False
     expected = torch.cat([states[n : n + r] for states, n, r in zip(separate_BTD, prompt_lengths, lengths, strict=True)])
-    difference, leak = (
-        (torch.cat([states[row[:r]] for row, r in zip(layout.replies_BR, lengths, strict=True)]) - expected).float().abs().mean()
-        for states in (states_ND, leaking_ND)
-    )
+    places = torch.cat([row[:r] for row, r in zip(layout.replies_BR, lengths, strict=True)])
+    difference, leak = ((states.index_select(0, places) - expected).float().abs().mean() for states in (states_ND, leaking_ND))
     return bool(difference <= leak * (1e-3 if expected.dtype == torch.float32 else 0.1))
 
 

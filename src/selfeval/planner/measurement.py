@@ -29,7 +29,7 @@ from selfeval.planner.phase_peaks import (
 )
 from selfeval.planner.shape_tracing import Peaks, computes, fullest
 from selfeval.planner.workload import Workload
-from selfeval.training.context import CRITIC, POLICY
+from selfeval.training.context import POLICY
 
 __all__ = ["Measured"]
 
@@ -190,7 +190,8 @@ class Measured:
 
     def _learning(self, rows: int) -> dict[str, Peaks]:
         """Return the peaks of scoring and updating with micro-batches of `rows` of the longest sequences."""
-        shape = Shape(rows, self.work.reply_prompt, self.work.reply, self.work.grade_prompt)
+        work, per_prompt = self.work, self.config.policy.replies_per_question
+        shape = Shape(rows, work.reply_prompt, work.reply, work.grade_prompt, per_prompt)
 
         def score(loop: ShapeLoop) -> list[Peaks]:
             return [score_peaks(loop, shape.of(min(rows, self.replies)), replies=self.replies)]
@@ -199,10 +200,7 @@ class Measured:
             found = update_peaks(loop, shape, replies=self.replies)
             # A pair is two rows, so a micro-batch of the evaluator has an even number of them, at least 2.
             pairs = min(max(2, rows - rows % 2), 2 * self.config.evaluator.batch)
-            # A critic reads the same as the first evaluator, and has more roles in memory.
-            critic_is_larger = CRITIC in loop.trained and pairs <= min(rows, self.config.policy.minibatch, self.replies)
-            members = loop.members[1:] if critic_is_larger else loop.members
-            found += [evaluator_peak(loop.backbone, shape.of(pairs), self.config.evaluator, role) for role in members]
+            found += [evaluator_peak(loop.backbone, shape.of(pairs), self.config.evaluator, role) for role in loop.members]
             return found
 
         return {"score": self._peak(score, self._matrix), "update": self._peak(update, self._layer)}

@@ -6,7 +6,7 @@ Shapes: B rows, P prompt tokens, R reply tokens, T = P + R.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from selfeval.backbone.families.cache import PreallocatedLayer
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.sequences import Sequences, final_scores
+from selfeval.backbone.shared_prefixes import PrefixLayout, uniform_layout
 from selfeval.config import CriticConfig, EvaluatorConfig, Pooling, RunConfig
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
 from selfeval.prompt import Prompt
@@ -52,22 +53,24 @@ class Shape:
     Attributes:
         prompt, reply: tokens of a prompt and of a reply.
         grade: tokens of the prompt of evaluator and critic.
+        per_prompt: neighbouring replies with the same prompt.
     """
 
     rows: int
     prompt: int
     reply: int
     grade: int = 0
+    per_prompt: int = 1
 
-    def of(self, rows: int) -> Shape:
-        """Return the shape of another number of rows."""
-        return Shape(rows, self.prompt, self.reply, self.grade)
+    def of(self, rows: int, per_prompt: int | None = None) -> Shape:
+        """Return the shape of another number of rows, and of replies to the same prompt."""
+        return replace(self, rows=rows, per_prompt=per_prompt or self.per_prompt)
 
     def policy_batch(self) -> Sequences:
-        return _sequences(self.rows, self.prompt, self.reply)
+        return _sequences(self, self.prompt)
 
     def critic_batch(self) -> Sequences:
-        return _sequences(self.rows, self.grade, self.reply)
+        return _sequences(self, self.grade)
 
 
 @dataclass(frozen=True)
@@ -148,14 +151,29 @@ def _traced_members(config: RunConfig) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def _sequences(rows: int, prompt: int, reply: int) -> Sequences:
-    return Sequences(
+@dataclass(frozen=True)
+class _ShapeSequences(Sequences):
+    """Sequences on shapes, whose layout cannot be computed from their values."""
+
+    shape: Shape
+    prompt: int
+
+    def layout(self, *, last: bool) -> PrefixLayout:
+        prompts = -(-self.shape.rows // self.shape.per_prompt)
+        return uniform_layout(prompts, self.shape.rows, self.prompt, self.shape.reply - (not last))
+
+
+def _sequences(shape: Shape, prompt: int) -> Sequences:
+    rows, reply = shape.rows, shape.reply
+    return _ShapeSequences(
         torch.zeros(rows, prompt + reply, dtype=torch.int64),
         torch.ones(rows, prompt + reply, dtype=torch.int64),
         torch.zeros(rows, dtype=torch.int64),
         torch.zeros(rows, reply, dtype=torch.int64),
         torch.ones(rows, reply, dtype=torch.bool),
-        torch.arange(rows),
+        torch.zeros(rows, dtype=torch.int64),
+        shape,
+        prompt,
     )
 
 
@@ -265,7 +283,7 @@ def score_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> Peaks:
                 final_scores(backbone, member, shape.critic_batch())
         for peak in learner.scoring_peaks(replies):
             with backbone.acting_as(peak.role):
-                peak.work(_experience(shape.of(_microbatch(peak, shape.rows)), critic=loop.has_critic))
+                peak.work(_experience(_microbatch(peak, shape), critic=loop.has_critic))
         del kept
     add_optimizer(meter.peaks, backbone, loop.trained)
     return meter.peaks
@@ -282,21 +300,23 @@ def update_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> list[Peaks]:
 
 
 def _update_peak(loop: ShapeLoop, peak: Peak, shape: Shape, replies: int) -> Peaks:
-    rows = _microbatch(peak, shape.rows)
+    parts = shape.of(replies), shape.of(peak.replies), _microbatch(peak, shape)
 
     def batches() -> list[Experience]:
         """Return the iteration's experience, the minibatch and the micro-batch, which the loop all holds."""
-        return [_experience(shape.of(n), critic=loop.has_critic) for n in (replies, peak.replies, rows)]
+        return [_experience(part, critic=loop.has_critic) for part in parts]
 
     peaks = _backward_peak(loop.backbone, peak.role, batches, lambda held: peak.work(held[-1]))
     add_optimizer(peaks, loop.backbone, loop.trained)
     return peaks
 
 
-def _microbatch(peak: Peak, rows: int) -> int:
-    """Return the rows of a micro-batch if `rows` fit."""
-    rows = min(rows, peak.replies)
-    return max(2, rows - rows % 2) if peak.in_pairs else rows
+def _microbatch(peak: Peak, shape: Shape) -> Shape:
+    """Return the shape of a micro-batch if as many rows as in `shape` fit."""
+    rows = min(shape.rows, peak.replies)
+    if peak.in_pairs:
+        return shape.of(max(2, rows - rows % 2), per_prompt=2)
+    return shape.of(rows, peak.per_prompt)
 
 
 def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfig, role: str = EVALUATOR) -> Peaks:
@@ -311,7 +331,7 @@ def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfi
     def loss(batch: Sequences) -> Tensor:
         return pair_loss(backbone, role, batch, torch.zeros(shape.rows // 2), config)[0]
 
-    peaks = _backward_peak(backbone, role, shape.critic_batch, loss)
+    peaks = _backward_peak(backbone, role, shape.of(shape.rows, per_prompt=2).critic_batch, loss)
     add_optimizer(peaks, backbone, (role,))
     # The backbone has all adapters of policy training: count the evaluator's alone.
     own = backbone.adapters((role,))

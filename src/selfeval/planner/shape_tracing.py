@@ -24,11 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.role_set import RoleSet
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.shared_prefixes import LayoutBlock, may_share, uniform_layout
 from selfeval.config import LoraConfig
 from selfeval.errors import ModelError
 
@@ -468,6 +470,16 @@ class ShapeBackbone(Backbone):
     def shapes(self) -> AbstractContextManager[Any]:
         """A block in which new tensors have a shape only."""
         return _shapes()
+
+    def _measure_sharing(self) -> bool:
+        """Return whether attention reads layouts; the values, which the real backbone compares, do not exist here."""
+        if not may_share(self.loaded):
+            return False
+        with torch.no_grad(), self.shapes, self.acting_as(BASE):
+            block = LayoutBlock(self.model, uniform_layout(prompts=1, replies=2, prompt=2, reply=2))
+            with block:
+                self._body(input_ids=block.layout.ids_1N, position_ids=block.layout.positions_1N)
+        return block.calls > 0
 
     def _place(self, placement: DeviceMap) -> None:
         """Let every part take its inputs to the device that computes it, as accelerate's hooks do."""

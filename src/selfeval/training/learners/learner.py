@@ -31,12 +31,14 @@ class Peak:
             accumulate any.
         replies: number of replies that the micro-batches are taken from.
         in_pairs: whether a micro-batch has an even number of replies. Default: False.
+        per_prompt: replies to the same prompt in a micro-batch. Default: all of a question, or 2 in pairs.
     """
 
     role: str
     work: Callable[[Experience], Tensor | None]
     replies: int
     in_pairs: bool = False
+    per_prompt: int | None = None
 
 
 class Learner(Protocol):

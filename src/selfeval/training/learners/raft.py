@@ -39,7 +39,8 @@ class RAFT(PolicyGradient):
 
     def update_peaks(self, replies: int) -> Sequence[Peak]:
         """Declare those of a policy gradient, on the best reply to each question."""
-        return super().update_peaks(min(replies, self.context.config.questions_per_iteration))
+        found = super().update_peaks(min(replies, self.context.config.questions_per_iteration))
+        return [replace(peak, per_prompt=1) for peak in found]
 
     def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
         """Return the share of tokens outside the usual clip range of PPO, although imitation is not clipped."""

@@ -94,7 +94,8 @@ class ValueLearner(Learner):
     def update_peaks(self, replies: int) -> Sequence[Peak]:
         count = min(self.context.config.minibatch, replies)
         trained = tuple(self.optimizers.by_role)
-        return [Peak(role, partial(self._planned_loss, role), count) for role in trained]
+        # Replies from the buffer rarely have the same question.
+        return [Peak(role, partial(self._planned_loss, role), count, per_prompt=1) for role in trained]
 
     def _value(self, role: str, rows: Experience) -> None:
         values_of_role(self.context, role, replayed(rows))
