@@ -261,7 +261,7 @@ def measure(variant: str, folder: str) -> None:
     print(json.dumps({**found, "peak_bytes": _status("VmHWM") - idle, "seconds": round(time.monotonic() - started, 1)}))
 
 
-def _peer_python(requirement: str) -> Path:
+def peer_python(requirement: str) -> Path:
     """Return the interpreter of the environment with this peer; create it if it does not exist."""
     home = PEERS / requirement.replace("==", "-")
     python = home / "bin" / "python"
@@ -273,7 +273,7 @@ def _peer_python(requirement: str) -> Path:
     return python
 
 
-def _run(command: list[str]) -> dict[str, Any]:
+def run(command: list[str]) -> dict[str, Any]:
     """Return the JSON on the last line that a process prints, or the last line of its error."""
     environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -299,11 +299,11 @@ def main() -> None:
             return
         found = {}
         for variant in VARIANTS:
-            found[variant] = _run([sys.executable, __file__, "--measure", variant, folder])
+            found[variant] = run([sys.executable, __file__, "--measure", variant, folder])
             print(variant, found[variant], flush=True)
         for name, (requirement, arguments) in {} if asked.without_peers else TRL.items():
             script = [str(HERE / "peers" / "trl_memory.py"), folder, json.dumps({**SHAPE, "ids": prompts()}), *arguments]
-            found[name] = _run([str(_peer_python(requirement)), *script]) | {"version": requirement}
+            found[name] = run([str(peer_python(requirement)), *script]) | {"version": requirement}
             print(name, found[name], flush=True)
     write("roles", "python benchmarks/roles.py", {"shape": SHAPE, "variants": found, "ratios": _ratios(found)})
 
@@ -313,7 +313,7 @@ def _compare_learners(folder: str, times: int = 3) -> None:
     peaks: dict[str, list[int]] = {"ours-ppo": [], "ours-rloo": []}
     for _ in range(times):
         for variant, seen in peaks.items():
-            seen.append(_run([sys.executable, __file__, "--measure", variant, folder])["peak_bytes"])
+            seen.append(run([sys.executable, __file__, "--measure", variant, folder])["peak_bytes"])
     ppo, rloo = (statistics.median(seen) for seen in peaks.values())
     figures = {"shape": SHAPE, "peak_bytes": peaks, "ppo_over_rloo": round(ppo / rloo, 3)}
     write("roles-learners", "python benchmarks/roles.py --learners", figures)

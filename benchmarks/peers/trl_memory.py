@@ -1,6 +1,6 @@
-"""TRL's PPO (1.12, the last version that had one), RLOO and GRPO on a model folder: bytes held and peak memory.
+"""TRL's PPO (1.12, the last version that had one), RLOO and GRPO on a model folder: bytes held, peak memory and CPU time.
 
-Run by benchmarks/roles.py with the interpreter of an environment that holds TRL:
+Run by benchmarks/roles.py and benchmarks/step.py with the interpreter of an environment that holds TRL:
     python trl_memory.py FOLDER SHAPE_AS_JSON ppo|rloo|grpo [--lora-critic]
 """
 
@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 FOLDER, SHAPE, KIND = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+REPLIES, ITERATIONS = SHAPE.get("replies", 2), SHAPE.get("iterations", 1)
 OUTPUT = str(Path(FOLDER).parent / "out")
 
 
@@ -49,6 +50,10 @@ class Held(TrainerCallback):
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.ends: list[float] = []
+
+    def on_step_end(self, *arguments: Any, **options: Any) -> None:
+        self.ends.append(time.process_time())
 
     def watch(self, optimizer: Any, models: list[Any]) -> None:
         def note(inner: Any, *_: Any) -> None:
@@ -69,7 +74,8 @@ def ppo() -> tuple[Any, list[Any]]:
     rows = Dataset.from_list([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in SHAPE["ids"]])
     arguments = PPOConfig(
         output_dir=OUTPUT, per_device_train_batch_size=count, gradient_accumulation_steps=1, num_mini_batches=1,
-        num_ppo_epochs=SHAPE["epochs"], total_episodes=count, local_rollout_forward_batch_size=count,
+        num_ppo_epochs=SHAPE["epochs"],
+        total_episodes=count * ITERATIONS, local_rollout_forward_batch_size=count,
         response_length=SHAPE["reply_tokens"], temperature=1.0, num_sample_generations=0, report_to="none", save_strategy="no",
         use_cpu=True, bf16=False, gradient_checkpointing=False, seed=0,
     )  # fmt: skip
@@ -87,12 +93,13 @@ def group() -> tuple[Any, list[Any]]:
     config, trainer_class = (trl.RLOOConfig, trl.RLOOTrainer) if KIND == "rloo" else (trl.GRPOConfig, trl.GRPOTrainer)
     count = SHAPE["prompts"]
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, padding_side="left")
-    texts = [tokenizer.decode(ids) for ids in SHAPE["ids"][: count // 2]]
+    texts = [tokenizer.decode(ids) for ids in SHAPE["ids"][: count // REPLIES]]
     reward = classifier()
     arguments = config(
-        output_dir=OUTPUT, per_device_train_batch_size=count, gradient_accumulation_steps=1, num_generations=2,
-        num_iterations=SHAPE["epochs"], max_steps=SHAPE["epochs"], max_completion_length=SHAPE["reply_tokens"], temperature=1.0,
-        beta=0.05, report_to="none", save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False, seed=0,
+        output_dir=OUTPUT, per_device_train_batch_size=count, gradient_accumulation_steps=1, num_generations=REPLIES,
+        num_iterations=SHAPE["epochs"], max_steps=SHAPE["epochs"] * ITERATIONS, temperature=1.0, beta=0.05,
+        max_completion_length=SHAPE["reply_tokens"], generation_kwargs={"min_new_tokens": SHAPE["reply_tokens"]},
+        report_to="none", save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False, seed=0,
     )  # fmt: skip
     policy = causal()
     trainer = trainer_class(
@@ -100,6 +107,12 @@ def group() -> tuple[Any, list[Any]]:
         train_dataset=Dataset.from_list([{"prompt": t} for t in texts]), peft_config=lora("CAUSAL_LM"),
     )  # fmt: skip
     return trainer, [policy, reward]
+
+
+def _iterations(ends: list[float]) -> list[float]:
+    """Return the CPU seconds of each iteration; TRL's PPO has one step per iteration, the others one per epoch."""
+    steps = 1 if KIND == "ppo" else SHAPE["epochs"]
+    return [round(after - before, 3) for before, after in zip(ends[::steps], ends[steps::steps], strict=False)]
 
 
 def main() -> None:
@@ -112,6 +125,8 @@ def main() -> None:
     if trainer.optimizer is None:
         trainer.create_optimizer()
     held.watch(getattr(trainer.optimizer, "optimizer", trainer.optimizer), models)
+    trainer.add_callback(held)
+    started_cpu = time.process_time()
     trainer.train()
     weights = nbytes([p for m in models for p in m.parameters()])
     print(
@@ -121,6 +136,7 @@ def main() -> None:
                 "optimizer_and_gradient_bytes": held.bytes,
                 "non_activation_bytes": weights + held.bytes,
                 "peak_bytes": status("VmHWM") - idle,
+                "iteration_cpu_seconds": _iterations([started_cpu, *held.ends]),
                 "seconds": round(time.monotonic() - started, 1),
             }
         )

@@ -1,0 +1,241 @@
+"""CPU time of an iteration of policy learning: this package with and without shared prompts, TRL, and the passes alone.
+
+python benchmarks/step.py [--without-peers] [--models embedded llama-30m] [--learners ppo grpo rloo] [--rounds 2]
+
+PPO, GRPO and RLOO with LoRA of rank 16 on questions with 8 replies each, two epochs of one minibatch, one thread. Replies have a
+fixed length on every side, because the end token is off, and evaluator and critic read the policy's prompt. Each process runs
+a few iterations, of which the first is left out, and the sides take turns, so that all meet the same load of the machine.
+Models and learners that are not asked for keep their earlier figures.
+
+`limit` is the time of the same number of plain passes of the model, without adapters, over prompts once and replies: forward
+for the rollout, the reference, the evaluator and the critic's values, forward and backward for each role and epoch. TRL's PPO
+trains its critic in full unless told otherwise; here it has LoRA as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, write
+from roles import HERE, peer_python, run
+
+LEARNERS = ("ppo", "grpo", "rloo")
+TRL = {
+    "ppo": ("trl==1.12.0", ["ppo", "--lora-critic"]),
+    "grpo": ("trl==1.16.0", ["grpo"]),
+    "rloo": ("trl==1.16.0", ["rloo"]),
+}
+SHAPES = {
+    "embedded": {
+        "prompts": 128,
+        "replies": 8,
+        "prompt_tokens": 23,
+        "reply_tokens": 19,
+        "rank": 16,
+        "epochs": 2,
+        "iterations": 4,
+    },
+    "llama-30m": {
+        "prompts": 16,
+        "replies": 8,
+        "prompt_tokens": 256,
+        "reply_tokens": 64,
+        "rank": 16,
+        "epochs": 2,
+        "iterations": 2,
+    },
+}
+
+
+def make_model(name: str, folder: Path) -> Path:
+    """Return the folder of the embedded model, or create a random Llama of 30 million parameters with its tokenizer."""
+    import selfeval
+
+    embedded = Path(selfeval.__file__).parent / "lab" / "word_problems"
+    if name == "embedded":
+        return embedded
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=8000, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
+    return folder
+
+
+def prompts(shape: dict[str, int]) -> list[list[int]]:
+    """Return one prompt per reply; the replies to a question are neighbours."""
+    questions = shape["prompts"] // shape["replies"]
+    distinct = [[5 + (i * 7 + j) % 400 for j in range(shape["prompt_tokens"])] for i in range(questions)]
+    return [prompt for prompt in distinct for _ in range(shape["replies"])]
+
+
+def ours(folder: str, shape: dict[str, int], learner: Any, *, shared: bool) -> list[float]:
+    """Return the CPU seconds of each iteration but the first."""
+    from selfeval.backbone.load import load_model
+    from selfeval.backbone.roles import Backbone
+    from selfeval.config import LoraConfig, PolicyConfig
+    from selfeval.prompt import Prompt
+    from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts
+    from selfeval.training.evaluator import EVALUATOR
+    from selfeval.training.policy import train_policy
+    from selfeval.training.recorder import CheckpointRecorder
+    from selfeval.training.scoring import EvaluatorScorer
+
+    ends: list[float] = []
+
+    class Clock(CheckpointRecorder):
+        def metrics(self, values: dict[str, float], alarms: Any) -> None:
+            ends.append(time.process_time())
+
+    backbone = Backbone(load_model(folder, device="cpu", precision="fp32"), LoraConfig(rank=shape["rank"]), "bench")
+    backbone.loaded.eos_ids = ()
+    if not shared:
+        backbone._shares_prefixes = False
+    backbone.roles.add(EVALUATOR, head=True, trainable=False)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
+    count, replies = shape["prompts"], shape["replies"]
+    config = PolicyConfig(
+        learner=learner,
+        iterations=shape["iterations"],
+        questions_per_iteration=count // replies,
+        replies_per_question=replies,
+        epochs=shape["epochs"],
+        minibatch=count,
+        checkpoint_every=1000,
+    )
+    tokens = 1 << 20
+    scorer = EvaluatorScorer(backbone, tokens)
+    context = LearnerContext(
+        backbone,
+        config,
+        scorer,
+        seed=0,
+        limit=shape["reply_tokens"],
+        batch_size=count,
+        batch_tokens=tokens,
+        evaluator=EVALUATOR,
+    )
+    asked = [Prompt(tuple(ids)) for ids in prompts(shape)[::replies]]
+    questions = [QuestionPrompts(str(i), prompt, prompt) for i, prompt in enumerate(asked)]
+    train_policy(context, questions, Clock(Path(tempfile.mkdtemp()), backbone))
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def limit(folder: str, shape: dict[str, int], learner: str) -> list[float]:
+    """Return the CPU seconds of the passes of an iteration, a few times."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    questions, replies = shape["prompts"] // shape["replies"], shape["replies"]
+    width = shape["prompt_tokens"] + replies * shape["reply_tokens"]
+    ids = torch.randint(5, 400, (questions, width))
+    embedded = model.get_input_embeddings()(ids)
+    critics = learner == "ppo"
+
+    def forward() -> None:
+        with torch.no_grad():
+            model.base_model(inputs_embeds=embedded, use_cache=False)
+
+    def backward() -> None:
+        inputs = embedded.clone().requires_grad_(True)
+        model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state.sum().backward()
+
+    found = []
+    for _ in range(4):
+        started = time.process_time()
+        for _ in range(3 + critics):
+            forward()
+        for _ in range(shape["epochs"] * (1 + critics)):
+            backward()
+        found.append(time.process_time() - started)
+    return found[1:]
+
+
+def measure(side: str, learner: str, folder: str, shape: dict[str, int]) -> None:
+    """Run one side in this process and print a JSON line."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found = limit(folder, shape, learner) if side == "limit" else ours(folder, shape, learner, shared=side == "shared")
+    print(json.dumps({"iteration_cpu_seconds": [round(seconds, 3) for seconds in found]}))
+
+
+def one_round(learner: str, folder: str, shape: dict[str, int], *, peers: bool) -> dict[str, Any]:
+    """Run all sides once, in separate processes; return the median CPU seconds of each."""
+    own = ["limit", "shared", "separate"]
+    commands = {
+        side: [sys.executable, __file__, "--measure", side, learner, folder, json.dumps(shape)] for side in own
+    }  # fmt: skip
+    if peers:
+        requirement, arguments = TRL[learner]
+        script = str(HERE / "peers" / "trl_memory.py")
+        commands[requirement] = [
+            str(peer_python(requirement)),
+            script,
+            folder,
+            json.dumps({**shape, "ids": prompts(shape)}),
+            *arguments,
+        ]
+    found = {}
+    for side, command in commands.items():
+        told = run(command)
+        # TRL's first iteration is left out, as ours is.
+        seconds = told.get("iteration_cpu_seconds", [])
+        seconds = seconds if side in own else seconds[1:]
+        found[side] = round(statistics.median(seconds), 3) if seconds else told
+        print(learner, side, told.get("failed", seconds), flush=True)
+    return found
+
+
+def ratios(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the median over the rounds of the time of shared prompts over that of each other side."""
+    others = [side for side in rounds[0] if side != "shared" and all(isinstance(found[side], float) for found in rounds)]
+    return {f"shared_over_{side}": round(statistics.median(r["shared"] / r[side] for r in rounds), 3) for side in others}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--measure", nargs=4, metavar=("SIDE", "LEARNER", "FOLDER", "SHAPE"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        side, learner, folder, shape = asked.measure
+        measure(side, learner, folder, json.loads(shape))
+        return
+    known = RESULTS / "step.json"
+    before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    figures: dict[str, Any] = {name: before[name] for name in SHAPES if name in before}
+    for name in asked.models:
+        with tempfile.TemporaryDirectory() as home:
+            folder, shape = str(make_model(name, Path(home) / "model")), SHAPES[name]
+            rounds = {
+                learner: [one_round(learner, folder, shape, peers=not asked.without_peers) for _ in range(asked.rounds)]
+                for learner in asked.learners
+            }
+        figures[name] = {
+            **figures.get(name, {}),
+            "shape": shape,
+            **{learner: {"cpu_seconds": found, **ratios(found)} for learner, found in rounds.items()},
+        }
+    write("step", "python benchmarks/step.py", figures)
+
+
+if __name__ == "__main__":
+    main()
