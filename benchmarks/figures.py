@@ -33,6 +33,7 @@ _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
 _STEPS = _ROOT / "docs" / "algorithms" / "steps.md"
 _ROLES = _ROOT / "docs" / "concepts" / "roles.md"
+_SPEED = _ROOT / "docs" / "concepts" / "speed.md"
 _HUMAN = _ROOT / "docs" / "concepts" / "judge-benchmark.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
@@ -561,6 +562,46 @@ def decoding_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def step_table() -> str:
+    """Return the table of docs/concepts/speed.md: an iteration of policy learning."""
+    if not _is_measured("step"):
+        return "`python benchmarks/step.py` has no results yet.\n"
+    found = _load("step")
+    lines = [
+        f"By `{found['command']}`, one thread, CPU seconds of an iteration with 8 replies per question, two epochs and LoRA of "
+        "rank 16; medians of the iterations of each process, and of the ratios of the rounds. The limit is the same passes of "
+        "the bare model, each prompt read once.",
+        "",
+        "| model | learner | prompts shared | prompts read with each reply | ratio | TRL | ratio to TRL | ratio to the limit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in (name for name in STEP_MODELS if name in found):
+        for learner in (learner for learner in ("ppo", "grpo", "rloo") if learner in found[name]):
+            lines.append(_step_row(STEP_MODELS[name], learner, found[name][learner]))
+    return "\n".join(lines) + "\n"
+
+
+STEP_MODELS = {
+    "embedded": "embedded, prompts of 23, replies of 19 tokens",
+    "llama-30m": "Llama, 30M, prompts of 256, replies of 64",
+}
+
+
+def _step_row(model: str, learner: str, found: dict[str, Any]) -> str:
+    rounds = found["cpu_seconds"]
+
+    def seconds(side: str) -> str:
+        return f"{statistics.median(row[side] for row in rounds):.2f}"
+
+    peer = next((side for side in rounds[0] if side.startswith("trl")), None)
+    measured = peer is not None and f"shared_over_{peer}" in found
+    theirs = f"{seconds(peer)} ({peer.replace('trl==', '')})" if measured and peer else "not measured"
+    over = f"{found[f'shared_over_{peer}']:.2f}" if measured else ""
+    apart, limit = found["shared_over_separate"], found["shared_over_limit"]
+    values = (model, learner.upper(), seconds("shared"), seconds("separate"), f"{apart:.2f}", theirs, over, f"{limit:.2f}")
+    return f"| {' | '.join(values)} |"
+
+
 def steps_tables() -> str:
     """Return the tables of docs/algorithms/steps.md, from results/steps.json."""
     if not _is_measured("steps"):
@@ -995,6 +1036,7 @@ def main() -> None:
     _refresh(_STEPS, steps_tables(), options.check)
     _refresh(_EVALUATOR, options_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
+    _refresh(_SPEED, step_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

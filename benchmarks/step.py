@@ -2,9 +2,9 @@
 
 python benchmarks/step.py [--without-peers] [--models embedded llama-30m] [--learners ppo grpo rloo] [--rounds 2]
 
-PPO, GRPO and RLOO with LoRA of rank 16 on questions with 8 replies each, two epochs of one minibatch, one thread. Replies have a
-fixed length on every side, because the end token is off, and evaluator and critic read the policy's prompt. Each process runs
-a few iterations, of which the first is left out, and the sides take turns, so that all meet the same load of the machine.
+PPO, GRPO and RLOO with LoRA of rank 16 on questions with 8 replies each, two epochs of one minibatch, one thread. Replies have
+the same length on every side, because the end token is off, and evaluator and critic read the policy's prompt. A process
+runs a few iterations, of which the first is left out, and the sides take turns, so that all meet the same load of the machine.
 Models and learners that are not asked for keep their earlier figures.
 
 `limit` is the time of the same number of plain passes of the model, without adapters, over prompts once and replies: forward

@@ -80,6 +80,7 @@ def test_the_report_has_the_agreed_figures(finished: Path) -> None:
     assert verdicts["judged"] == sum(verdicts[state] for state in ("kept", "tie", "unsure", "unparsable"))
     assert report["policy"]["gold_after"]["n"] <= 16
     assert report["memory"]["weight_copies"] == 1
+    assert report["memory"]["shared_prompts"]
 
 
 def test_the_schema_reads_the_report_of_a_run_and_writes_the_same_bytes(finished: Path) -> None:

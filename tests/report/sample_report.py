@@ -118,6 +118,7 @@ def sample_report() -> dict[str, Any]:
             "base_bytes": 3300000,
             "adapter_bytes": 900000,
             "weight_copies": 1.0,
+            "shared_prompts": True,
             "peak_bytes": 900000000,
             "events": [],
         },

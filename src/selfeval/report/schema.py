@@ -749,6 +749,8 @@ class EvaluationMemory(Part):
     """Bytes of all adapters and heads."""
     weight_copies: float
     """Copies of the base weights."""
+    shared_prompts: bool | None = None
+    """Whether the replies to a question share the pass of their prompt in scoring and training; `null` in runs from before."""
 
 
 class Memory(EvaluationMemory):

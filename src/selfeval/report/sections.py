@@ -702,6 +702,9 @@ def _dropped(dropped: Dropped) -> View:
     return {"rows": rows, "examples": examples}
 
 
+_PROMPTS_READ = {True: "read once for all replies", False: "read with each reply", None: ""}
+
+
 def _cost(report: Report) -> View:
     times, memory = report.time.stages, report.memory
     styles = [STAGE_STYLES[order % len(STAGE_STYLES)] for order in range(len(times))]
@@ -716,6 +719,7 @@ def _cost(report: Report) -> View:
             ("Adapters and heads", format_bytes(memory.adapter_bytes)),
             ("Peak", format_bytes(memory.peak_bytes)),
             ("Copies of the base weights", count(memory.weight_copies)),
+            ("Prompts in scoring and training", _PROMPTS_READ[memory.shared_prompts]),
             *memory_rows(memory),
         ],
         "servers": [(f"{who}: {name}", amount) for who, name, amount in server_rows(report.servers or ())],

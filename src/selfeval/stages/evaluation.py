@@ -134,6 +134,7 @@ def _memory(context: Context) -> EvaluationMemory:
         base_bytes=context.backbone.census.base_bytes,
         adapter_bytes=trained["adapter_bytes"],
         weight_copies=trained["weight_copies"],
+        shared_prompts=trained.get("shared_prompts"),
     )
 
 

@@ -286,4 +286,5 @@ def run(context: Context) -> dict[str, Any]:
         "watchdogs": len(store.read_metrics("watchdogs")),
         "adapter_bytes": backbone.census.adapter_bytes,
         "weight_copies": backbone.census.weight_copies(),
+        "shared_prompts": backbone.shares_prefixes(0),
     }

@@ -178,6 +178,7 @@ def _memory(context: Context, figures: Evaluation) -> Memory:
         base_bytes=figures.memory.base_bytes,
         adapter_bytes=figures.memory.adapter_bytes,
         weight_copies=figures.memory.weight_copies,
+        shared_prompts=figures.memory.shared_prompts,
         # Every stage recorded its peak when it finished; this process may have a higher one by now.
         peak_bytes=max([peak_resident_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())]),
         events=tuple(
