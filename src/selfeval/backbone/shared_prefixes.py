@@ -170,7 +170,8 @@ class LayoutBlock(AbstractContextManager[None]):
     """
 
     def __init__(self, model: Any, layout: PrefixLayout) -> None:
-        self._config, self.layout, self.calls = text_body(model).config, layout, 0
+        self._config: Any = text_body(model).config
+        self.layout, self.calls = layout, 0
         self._copies = {layout.ids_1N.device: layout}
 
     def on(self, device: torch.device) -> PrefixLayout:
@@ -262,7 +263,8 @@ class _Both(AbstractContextManager[None]):
 
 def may_share(loaded: LoadedModel) -> bool:
     """Return whether nothing rules layouts out before a pass: attention is SDPA, and positions are given to it."""
-    return loaded.forward_accepts("position_ids") and text_body(loaded.model).config._attn_implementation == "sdpa"
+    config: Any = text_body(loaded.model).config
+    return loaded.forward_accepts("position_ids") and config._attn_implementation == "sdpa"
 
 
 class Passes(Protocol):

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
+
+from selfeval.backbone.load import pick_device
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.backbone.snapshot import commit_of
+from selfeval.backbone.threads import cpu_threads, pick_threads, usable_cores
 from selfeval.errors import InputError, LostWorkError, RunFolderError
 from selfeval.stages import report
 from selfeval.stages.changes import agree, loss_of, what_changed
@@ -254,7 +258,8 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
     # Before the work: after a kill, the results on disk can be attributed to this configuration.
     store.begin(stage.name, expected.key, inputs)
     try:
-        counts = stage.run(context)
+        with cpu_threads(_threads(context, stage)):
+            counts = stage.run(context)
     except BaseException:
         seconds = time.monotonic() - started
         with suppress(InputError):  # as in `note_interruption`
@@ -277,6 +282,21 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
     store.finish(stage.name, expected.key, counts, outputs, inputs, kept)
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
     _say(context, stage, f"{seconds:.1f} s" + (f"  ({shown})" if shown else ""))
+
+
+def _threads(context: Context, stage: Stage) -> int:
+    """Return the number of CPU threads of a stage: that with which it was begun, or else the fastest one now."""
+    row = context.store.run.get("stages", {}).get(stage.name, {})
+    if "threads" in row:
+        return int(row["threads"])
+    on_cpu = pick_device(context.config.backbone.device).type == "cpu"
+    threads = pick_threads() if on_cpu else torch.get_num_threads()
+    # Before the work: results depend on the number in their last bits, so a resumed stage continues with it.
+    context.store.record_stage(stage.name, threads=threads)
+    cores = usable_cores()
+    if on_cpu and threads < cores:
+        _say(context, stage, f"{threads} of {cores} CPU threads, which is fastest now")
+    return threads
 
 
 def _memory_events(context: Context, stage: Stage) -> list[dict[str, Any]]:
