@@ -33,6 +33,7 @@ _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
 _STEPS = _ROOT / "docs" / "algorithms" / "steps.md"
 _ROLES = _ROOT / "docs" / "concepts" / "roles.md"
+_MEMORY = _ROOT / "docs" / "concepts" / "memory.md"
 _SPEED = _ROOT / "docs" / "concepts" / "speed.md"
 _HUMAN = _ROOT / "docs" / "concepts" / "judge-benchmark.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
@@ -562,6 +563,26 @@ def decoding_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def freed_memory_table() -> str:
+    """Return the table of docs/concepts/memory.md: CPU time per stage by when freed memory is returned."""
+    if not _is_measured("real_model_stages"):
+        return "`python benchmarks/real_model_stages.py` has no results yet.\n"
+    found = _load("real_model_stages")
+    lines = [
+        f"By `{found['command']}`, one run each, CPU seconds of one thread, the loading of libraries and model included.",
+        "",
+        "| stage | returned at once: user | system | page faults | kept for reuse: user | system | page faults |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for stage in found["after"]["stages"]:
+        cells = [stage]
+        for arm in ("before", "after"):
+            row = found[arm]["stages"][stage]
+            cells += [f"{row['user_seconds']:.0f}", f"{row['system_seconds']:.0f}", f"{row['page_faults'] / 1e6:.1f} M"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def step_table() -> str:
     """Return the table of docs/concepts/speed.md: an iteration of policy learning."""
     if not _is_measured("step"):
@@ -1037,6 +1058,7 @@ def main() -> None:
     _refresh(_EVALUATOR, options_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
     _refresh(_SPEED, step_table(), options.check)
+    _refresh(_MEMORY, freed_memory_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

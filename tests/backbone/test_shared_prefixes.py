@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import tiny_models
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs
+from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs, states_at
 from selfeval.config import Pooling
 from selfeval.prompt import Prompt
 from tiny_families import FAMILIES
@@ -38,6 +38,8 @@ def outputs(backbone: Backbone) -> list[Tensor]:
     with backbone.acting_as("policy"):
         states = reply_hidden(backbone, batch)[batch.mask_BR]
         scores = final_scores(backbone, "policy", batch)
+        rows, tokens = torch.tensor([0, 1, 1, 3, 4]), torch.tensor([1, 0, 4, 3, 1])
+        scores = scores + backbone.score("policy", states_at(backbone, batch, rows, tokens))
         weights = torch.linspace(-1, 1, states.numel()).view_as(states)
         loss = (states * weights).sum() + (scores * torch.arange(1.0, 6.0)).sum()
         gradients = torch.autograd.grad(loss, list(backbone.roles.parameters("policy").values()), allow_unused=True)

@@ -31,6 +31,7 @@ __all__ = [
     "refuse_images",
     "reply_hidden",
     "reply_logprobs",
+    "states_at",
 ]
 
 
@@ -153,6 +154,19 @@ def reply_hidden(backbone: Backbone, batch: Sequences) -> Tensor:
     offsets_R = torch.arange(batch.reply_BR.shape[1], device=hidden_BTD.device)
     index_BR = (batch.prompt_lengths_B[:, None] - 1 + offsets_R).clamp_max(hidden_BTD.shape[1] - 1)
     return hidden_BTD.gather(1, index_BR[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+
+
+def states_at(backbone: Backbone, batch: Sequences, rows_S: Tensor, tokens_S: Tensor) -> Tensor:
+    """Hidden states `[S, D]` of the acting role at some reply tokens.
+
+    Args:
+        rows_S: row of each token.
+        tokens_S: its index in the reply, from 0.
+    """
+    layout = _layout(backbone, batch, last=True)
+    if layout is not None:
+        return backbone.layout_hidden(layout)[layout.replies_BR[rows_S, tokens_S]]
+    return backbone.hidden(batch.ids_BT, batch.attention_BT)[rows_S, batch.prompt_lengths_B[rows_S] + tokens_S]
 
 
 def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from selfeval.algorithms.step_scores import step_loss
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import Sequences, families, pad_sequences
+from selfeval.backbone.sequences import Sequences, families, pad_sequences, states_at
 from selfeval.config import StepsConfig
 from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints
@@ -52,11 +52,10 @@ class LabelledReply:
 
 def _step_logits(backbone: Backbone, role: str, batch: Sequences, ends: Sequence[Sequence[int]]) -> Tensor:
     """Return the scalar head of `role` (which must be acting) at the last token of each step, `[S]`."""
-    hidden_BTD = backbone.hidden(batch.ids_BT, batch.attention_BT)
-    device = hidden_BTD.device
+    device = batch.ids_BT.device
     row_S = torch.tensor([row for row, of_reply in enumerate(ends) for _ in of_reply], device=device)
     end_S = torch.tensor([end for of_reply in ends for end in of_reply], device=device)
-    return backbone.score(role, hidden_BTD[row_S, batch.prompt_lengths_B[row_S] + end_S - 1])
+    return backbone.score(role, states_at(backbone, batch, row_S, end_S - 1))
 
 
 @torch.no_grad()
