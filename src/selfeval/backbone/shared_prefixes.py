@@ -279,8 +279,8 @@ class Passes(Protocol):
     def layout_hidden(self, layout: PrefixLayout) -> Tensor: ...
 
 
-_PROMPTS, _REPLIES, _OWNERS = ((0, 1, 2, 3, 0), (2, 3)), ((1, 0, 2), (3, 1), (2, 1, 3, 0), (0,)), (0, 0, 1, 1)
-"""Texts of the measurement, and the prompt of each reply. Every vocabulary has these ids."""
+_PROMPTS, _REPLIES, _OWNERS = ((0, 1, 2), (2, 3)), ((1, 0), (3,), (2, 1), (0,)), (0, 0, 1, 1)
+"""Texts of the measurement, and the prompt of each reply, within every vocabulary and context."""
 
 
 @torch.no_grad()
@@ -306,12 +306,12 @@ def agrees_with_separate_rows(backbone: Passes) -> bool:
     with backbone.acting_as(BASE):
         try:
             states_ND = backbone.layout_hidden(layout)
+            separate_BTD = backbone.hidden(ids_BT, attention_BT)
+            leaking_ND = backbone.hidden(layout.ids_1N, torch.ones_like(layout.ids_1N))[0]
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
             if is_out_of_memory(error):
                 raise
             return False
-        separate_BTD = backbone.hidden(ids_BT, attention_BT)
-        leaking_ND = backbone.hidden(layout.ids_1N, torch.ones_like(layout.ids_1N))[0]
     if states_ND.shape != leaking_ND.shape:
         return False
     expected = torch.cat([states[n : n + r] for states, n, r in zip(separate_BTD, prompt_lengths, lengths, strict=True)])

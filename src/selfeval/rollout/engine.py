@@ -273,11 +273,10 @@ class _Pass:
             return nullcontext()
         return self.backbone.acting_as([role for role in self.roles for _ in range(rows)] if self.roles[1:] else self.roles[0])
 
-    def select(self, rows: Tensor, of: int) -> None:
+    def select(self, rows: Sequence[int], of: int) -> None:
         """Keep (or repeat) these rows out of the `of` rows of each role."""
         # Row r of the k-th role is at index k * of + r.
-        starts = of * torch.arange(len(self.roles), device=rows.device)
-        select_rows(self.cache, (starts[:, None] + rows).flatten())
+        select_rows(self.cache, [k * of + row for k in range(len(self.roles)) for row in rows], self.backbone.loaded.device)
 
 
 class Batch:
@@ -358,8 +357,8 @@ class Batch:
         logits = self._forward(ids, attention)
         if len(distinct) == len(self.requests):
             return logits, attention
+        self._select(owners, len(distinct))
         rows = torch.tensor(owners, device=device)
-        self._select(rows, len(distinct))
         return logits[:, rows], attention[rows]
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
@@ -367,7 +366,7 @@ class Batch:
         found = [part.logits(ids_BT, attention_BT) for part in self.passes]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _select(self, rows: Tensor, of: int) -> None:
+    def _select(self, rows: Sequence[int], of: int) -> None:
         for part in self.passes:
             part.select(rows, of)
 
@@ -377,10 +376,14 @@ class Batch:
         return logprobs_NBV[0] if self.guide is None else self.guide.logprobs(logprobs_NBV[0], logprobs_NBV[1:])
 
     def advance(self, keep: Sequence[int], tokens_B: Tensor, attention_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Drop all rows except `keep`, and return logits and attention mask after the sampled tokens."""
+        """Drop all rows except `keep`, and return logits and attention mask after the sampled tokens.
+
+        The last rows take the places of those that are dropped, so that the cache moves few of them.
+        """
         if len(keep) < len(tokens_B):
-            rows = torch.tensor(keep, device=tokens_B.device)
-            self._select(rows, len(tokens_B))
+            order = _in_holes(keep)
+            self._select(order, len(tokens_B))
+            rows = torch.tensor(order, device=tokens_B.device)
             self.alive = self.alive[rows]
             tokens_B, attention_BT = tokens_B[rows], attention_BT[rows]
         attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(attention_BT), 1)], dim=1)
@@ -429,6 +432,18 @@ def _distinct_prompts(requests: Sequence[Request]) -> tuple[list[Prompt], list[i
     index: dict[Prompt, int] = {}
     owners = [index.setdefault(request.prompt, len(index)) for request in requests]
     return list(index), owners
+
+
+def _in_holes(keep: Sequence[int]) -> list[int]:
+    """Order ascending positions so that those below their number keep their place, and the others fill the gaps.
+
+    Example:
+        >>> _in_holes([0, 2, 3, 6])
+        [0, 6, 2, 3]
+    """
+    count, kept = len(keep), set(keep)
+    rest = reversed([position for position in keep if position >= count])
+    return [place if place in kept else next(rest) for place in range(count)]
 
 
 def _passes(backbone: Backbone, guides: Sequence[str], room: int) -> list[_Pass]:

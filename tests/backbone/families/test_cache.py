@@ -53,9 +53,25 @@ def test_rows_are_dropped_repeated_and_reordered() -> None:
     keys = states(3, rows=3)
     for layer in range(2):
         cache.update(keys, keys + 1, layer)
-    rows = torch.tensor([2, 0, 0, 2])
-    select_rows(cache, rows)
+    rows = [2, 0, 0, 2]
+    select_rows(cache, rows, "cpu")
     more = states(1, rows=4)
+    for layer in range(2):
+        found, values = cache.update(more, more, layer)
+        assert torch.equal(found, torch.cat([keys[rows], more], dim=2))
+        assert torch.equal(values, torch.cat([keys[rows] + 1, more], dim=2))
+
+
+@pytest.mark.parametrize("rows", [[0, 4, 2], [0, 1, 2], [3], [4, 3]])
+def test_rows_that_fill_gaps_are_moved_in_place(rows: list[int]) -> None:
+    cache = preallocated_cache(tiny_models.tiny_config("llama", 40), room=2)
+    keys = states(3, rows=5)
+    for layer in range(2):
+        cache.update(keys, keys + 1, layer)
+    address = cache.layers[0].keys.data_ptr()
+    select_rows(cache, rows, "cpu")
+    assert cache.layers[0].keys.data_ptr() == address
+    more = states(1, rows=len(rows))
     for layer in range(2):
         found, values = cache.update(more, more, layer)
         assert torch.equal(found, torch.cat([keys[rows], more], dim=2))
@@ -69,8 +85,8 @@ def test_rows_of_running_states_move_with_those_of_keys_and_values() -> None:
         cache.update_conv_state(conv, layer)
         cache.update_recurrent_state(recurrent, layer)
         cache.update(keys, keys, layer)
-    rows = torch.tensor([2, 0, 0, 2])
-    select_rows(cache, rows)
+    rows = [2, 0, 0, 2]
+    select_rows(cache, rows, "cpu")
     for layer in cache.layers:
         assert torch.equal(layer.conv_states[0], conv[rows])
         assert torch.equal(layer.recurrent_states[0], recurrent[rows])
@@ -145,7 +161,7 @@ def test_numbers_of_rows_move_with_their_rows_and_replace_earlier_ones() -> None
     RowFacts(torch.zeros(3, 2)).put_in(cache)
     RowFacts(torch.tensor([[1, 2], [3, 4], [5, 6]])).put_in(cache)
     assert len(cache.layers) == 3
-    select_rows(cache, torch.tensor([2, 0, 0]))
+    select_rows(cache, [2, 0, 0], "cpu")
     found = RowFacts.of(cache)
     assert found is not None
     assert found.facts_BN.tolist() == [[5, 6], [1, 2], [1, 2]]

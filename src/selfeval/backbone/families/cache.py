@@ -10,9 +10,11 @@ A release that changes more is met here, and tests/backbone/families/test_cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
@@ -138,6 +140,17 @@ class PreallocatedLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
+    def move_rows(self, to: Tensor, source: Tensor, count: int) -> None:
+        """Move rows in place and keep the first `count`: only the moved rows are copied, and only what is written of them."""
+        if self.is_initialized:
+            assert self.keys is not None
+            assert self.values is not None
+            to, source = to.to(self.keys.device), source.to(self.keys.device)
+            for states in (self.keys, self.values):
+                if len(to):
+                    states[to, :, : self.length] = states[source, :, : self.length]
+            self.keys, self.values = self.keys[:count], self.values[:count]
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
             assert self.keys is not None
@@ -187,7 +200,23 @@ def preallocated_cache(config: Any, room: int) -> DynamicCache:
     return cache
 
 
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep (or repeat) these batch rows of the cache, in this order."""
-    # Not `batch_select_indices`: layers with running states (Mamba) lack it, or have it for their keys and values alone.
-    cache.reorder_cache(rows)
+def select_rows(cache: DynamicCache, rows: Sequence[int], device: Any) -> None:
+    """Keep (or repeat) these batch rows of the cache, in this order.
+
+    If the rows that change their place come from behind the last one that is kept, preallocated layers move them in place.
+
+    Args:
+        cache: the cache.
+        rows: index of each row to keep.
+        device: device of the index.
+    """
+    moved = [(to, row) for to, row in enumerate(rows) if to != row]
+    in_place = all(row >= len(rows) for _, row in moved)
+    to, source = (torch.tensor([pair[side] for pair in moved], dtype=torch.long, device=device) for side in (0, 1))
+    index = torch.tensor(rows, device=device)
+    for layer in cache.layers:
+        if in_place and isinstance(layer, PreallocatedLayer):
+            layer.move_rows(to, source, len(rows))
+        else:
+            # Not `batch_select_indices`: layers with running states (Mamba) lack it, or have it for keys and values alone.
+            layer.reorder_cache(index)
