@@ -9,7 +9,7 @@ Models and learners that are not asked for keep their earlier figures.
 
 `limit` is the time of the same number of plain passes of the model, without adapters, over prompts once and replies: forward
 for the rollout, the reference, the evaluator and the critic's values, forward and backward for each role and epoch. TRL's PPO
-trains its critic in full unless told otherwise; here it has LoRA as well.
+trains its critic in full by default; here it has LoRA as well.
 """
 
 from __future__ import annotations

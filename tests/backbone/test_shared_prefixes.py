@@ -8,19 +8,21 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import tiny_models
+from selfeval.backbone import shared_prefixes
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs, states_at
-from selfeval.config import Pooling
+from selfeval.config import LoraConfig, Pooling
+from selfeval.planner.shape_tracing import ShapeBackbone
 from selfeval.prompt import Prompt
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, WINDOW
 
 # Within the sliding windows of the families.
 PROMPTS = [Prompt((5, 9, 30)), Prompt((8, 3))]
 ASKED = [PROMPTS[i] for i in (0, 1, 0, 0, 1)]
 REPLIES = [[4, 6, 11], [30, 31, 7, 2, 9], [8], [21, 4, 4, 19], [12, 5]]
 LONGEST = 7
-READ_APART = frozenset({"bloom", "falcon", "falcon_40b", "falcon_h1", "falcon_rw", "mamba"})
-"""Families without position ids, with a recurrent state, or with attention code of their own."""
+SEPARATE_ROWS = frozenset({"bloom", "falcon", "falcon_40b", "falcon_h1", "falcon_rw", "llama4", "mamba"})
+"""Families without position ids, with a recurrent state, with their own attention code, or with a scale by row position."""
 
 
 def with_roles(
@@ -74,7 +76,7 @@ def count_tokens(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[in
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_outputs_and_gradients_are_those_of_separate_rows(family: str) -> None:
     backbone = with_roles(family)
-    if backbone.model.config._attn_implementation != "sdpa" or family in READ_APART:
+    if backbone.model.config._attn_implementation != "sdpa" or family in SEPARATE_ROWS:
         assert not backbone.shares_prefixes(LONGEST)
     else:
         assert_equal(backbone)
@@ -91,6 +93,7 @@ def test_an_earlier_layer() -> None:
 def test_layers_that_are_recomputed_read_the_same_layout() -> None:
     backbone = with_roles()
     expected = outputs(backbone)
+    assert backbone.shares_prefixes(LONGEST)
     backbone.recompute_layers()
     for found, value in zip(outputs(backbone), expected, strict=True):
         torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
@@ -135,13 +138,34 @@ def test_the_logprobs_do_not_depend_on_the_size_of_the_groups() -> None:
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_texts_longer_than_the_sliding_window_are_read_apart() -> None:
-    backbone = with_roles("mistral")
-    assert backbone.shares_prefixes(8)
-    assert not backbone.shares_prefixes(9)
+@pytest.mark.parametrize("family", ["mistral", "phi3", "gemma3", "gemma3_vision"])
+def test_texts_longer_than_the_sliding_window_are_separate_rows(family: str) -> None:
+    backbone = with_roles(family)
+    assert backbone.shares_prefixes(WINDOW)
+    assert not backbone.shares_prefixes(WINDOW + 1)
 
 
-def test_rows_of_several_roles_are_read_apart() -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_backbone_of_shapes_shares_where_the_real_one_does(family: str) -> None:
+    real = tiny_models.backbone(family)
+    attention = real.model.config._attn_implementation
+    shapes = ShapeBackbone(real.model.config, torch.float32, LoraConfig(rank=4), {"policy": False}, attention=attention)
+    assert shapes.shares_prefixes(LONGEST) == real.shares_prefixes(LONGEST)
+
+
+def test_an_error_in_a_pass_leaves_the_attention_as_it_was() -> None:
+    backbone = with_roles()
+    batch = pad_sequences(backbone, ASKED, REPLIES)
+    assert backbone.shares_prefixes(LONGEST)
+    handle = backbone.model.base_model.layers[-1].register_forward_hook(lambda *_: 1 / 0)
+    with backbone.acting_as("policy"), pytest.raises(ZeroDivisionError):
+        reply_hidden(backbone, batch)
+    handle.remove()
+    assert backbone.model.config._attn_implementation == "sdpa"
+    assert shared_prefixes._blocks() == []
+
+
+def test_rows_of_several_roles_are_read_separately() -> None:
     backbone = with_roles()
     with backbone.acting_as(["policy", "base"]):
         assert not backbone.shares_prefixes(LONGEST)

@@ -5,37 +5,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfeval.backbone import threads
-from selfeval.backbone.threads import cpu_threads, pick_threads, usable_cores
+from selfeval.backbone.threads import cpu_threads, is_set_by_user, pick_threads, usable_cores
 
 
-def test_more_threads_are_used_where_they_pay() -> None:
-    assert pick_threads({}, cores=4, seconds=lambda number: 1 / number) == 4
-    assert pick_threads({}, cores=4, seconds=lambda number: {1: 1.0, 2: 0.6, 4: 0.58}[number]) == 2
+def test_all_cores_are_used_unless_fewer_are_clearly_faster() -> None:
+    assert pick_threads(4, lambda number: 1 / number) == 4
+    assert pick_threads(4, lambda number: {1: 0.9, 2: 0.9, 4: 1.0}[number]) == 4
+    assert pick_threads(4, lambda number: {1: 1.1, 2: 0.7, 4: 1.0}[number]) == 2
 
 
 def test_one_thread_is_used_next_to_other_jobs() -> None:
-    assert pick_threads({}, cores=4, seconds=lambda number: float(number)) == 1
+    assert pick_threads(4, lambda number: float(number)) == 1
 
 
 def test_rare_long_waits_count() -> None:
-    times = iter([1.0, 0.5] * 4 + [1.0, 20.0])
-    assert pick_threads({}, cores=2, seconds=lambda number: next(times)) == 1
+    times = iter([0.5, 1.0] * 3 + [20.0, 1.0])
+    assert pick_threads(2, lambda number: next(times)) == 1
+
+
+def test_the_measurement_leaves_the_number_as_it_was() -> None:
+    with cpu_threads(1):
+        assert pick_threads(2) in (1, 2)
+        assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_the_number_of_the_user_is_kept(variable: str) -> None:
-    def measure(number: int) -> float:
-        raise AssertionError("measured")
-
-    assert pick_threads({variable: "3"}, cores=8, seconds=measure) == torch.get_num_threads()
-
-
-def test_it_is_measured() -> None:
-    with cpu_threads(1):
-        assert pick_threads({}, cores=2) in (1, 2)
-        assert torch.get_num_threads() == 1
-        assert threads._seconds(1) > 0
+def test_a_variable_of_the_user_is_found(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_set_by_user()
+    monkeypatch.setenv(variable, "3")
+    assert is_set_by_user()
 
 
 @pytest.mark.parametrize(

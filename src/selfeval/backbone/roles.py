@@ -256,7 +256,7 @@ class Backbone:
             return False
         if self._shares_prefixes is None:
             self._shares_prefixes = self._measure_sharing()
-        return bool(self._shares_prefixes) and longest <= longest_span(text_body(self.model).config)
+        return bool(self._shares_prefixes) and longest <= longest_span(self.model)
 
     def _measure_sharing(self) -> bool | None:
         """Measure whether replies can share the pass of their prompt; None where there was no memory to find out."""

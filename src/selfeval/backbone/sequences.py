@@ -65,6 +65,13 @@ class Sequences:
         """Return the families for `MemoryBudget.in_groups`, or None if replies do not share the pass of their prompt."""
         return self.owners_B.tolist() if backbone.shares_prefixes(self.ids_BT.shape[1]) else None
 
+    def layout_tokens(self, *, last: bool) -> int:
+        """Return the number of tokens of `layout`."""
+        lengths_B = torch.zeros(len(self.owners_B), dtype=torch.long, device=self.owners_B.device)
+        # Rows with the same prompt write the same number.
+        lengths_B[self.owners_B.unique(return_inverse=True)[1]] = self.prompt_lengths_B
+        return int(lengths_B.sum() + self.mask_BR.sum()) - (0 if last else len(self.owners_B))
+
     def layout(self, *, last: bool) -> PrefixLayout:
         """Return the tokens in one row, each distinct prompt once.
 
@@ -187,20 +194,19 @@ def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
 
 def _layout(backbone: Backbone, batch: Sequences, *, last: bool) -> PrefixLayout | None:
     """Return the layout of a batch whose prompts are read once, or None if separate rows are as good or the only way."""
-    if not backbone.shares_prefixes(batch.ids_BT.shape[1]):
+    if not backbone.shares_prefixes(batch.ids_BT.shape[1]) or batch.layout_tokens(last=last) > _FEWER * batch.ids_BT.numel():
         return None
-    layout = batch.layout(last=last)
-    return layout if layout.ids_1N.numel() <= _FEWER * batch.ids_BT.numel() else None
+    return batch.layout(last=last)
 
 
 def _layout_scores(backbone: Backbone, role: str, batch: Sequences, layout: PrefixLayout) -> Tensor:
     """Return the scores `[B]` of a batch from its layout."""
-    scores_N = backbone.score(role, backbone.layout_hidden(layout))
-    lengths_B = batch.mask_BR.sum(-1)
+    hidden_ND, lengths_B = backbone.layout_hidden(layout), batch.mask_BR.sum(-1)
     if backbone.roles.poolings.get(role) == "mean":
-        scores_BR = scores_N[layout.replies_BR]
+        scores_BR = backbone.score(role, hidden_ND)[layout.replies_BR]
         return zero_padding(scores_BR, batch.mask_BR[:, : scores_BR.shape[1]]).sum(-1) / lengths_B
-    return scores_N[layout.replies_BR.gather(1, lengths_B[:, None] - 1)[:, 0]]
+    last_B = layout.replies_BR.gather(1, lengths_B[:, None] - 1)[:, 0]
+    return backbone.score(role, hidden_ND.index_select(0, last_B))
 
 
 def _mean_scores(scores_BT: Tensor, batch: Sequences) -> Tensor:

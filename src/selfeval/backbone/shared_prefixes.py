@@ -28,10 +28,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.body import text_body
+from selfeval.backbone.families.cache import has_running_state
 from selfeval.backbone.load import LoadedModel
 from selfeval.errors import is_out_of_memory
 
 __all__ = [
+    "FAILURES",
     "LayoutBlock",
     "Passes",
     "PrefixLayout",
@@ -170,7 +172,7 @@ class LayoutBlock(AbstractContextManager[None]):
     """
 
     def __init__(self, model: Any, layout: PrefixLayout) -> None:
-        self._config: Any = text_body(model).config
+        self._config = _text_config(model)
         self.layout, self.calls = layout, 0
         self._copies = {layout.ids_1N.device: layout}
 
@@ -192,6 +194,12 @@ class LayoutBlock(AbstractContextManager[None]):
         self._config._attn_implementation = self._outer
 
 
+def _text_config(model: Any) -> Any:
+    """Return the config that attention reads, which is a part of the config of a model for images and text."""
+    config: Any = text_body(model).config
+    return config.get_text_config()
+
+
 _LOCAL = threading.local()
 
 
@@ -210,8 +218,8 @@ def _attend(
     block = _blocks()[-1]
     layout, block.calls = block.on(query.device), block.calls + 1
     if options.get("position_bias") is not None:
-        raise ValueError("positions that attention adds by itself do not follow the layout")
-    # Prompts: causal, each with the others as rows of one batch.
+        raise ValueError("a position bias cannot be computed for a layout")
+    # Prompts: causal attention, one row per prompt.
     queries_GHPD, keys_GHPD, values_GHPD = (_parts(states, layout.prompts_GP) for states in (query, key, value))
     prompts_GPHD, _ = sdpa_attention_forward(module, queries_GHPD, keys_GHPD, values_GHPD, None, **options)
     if not layout.replies_BR.shape[1]:
@@ -261,10 +269,19 @@ class _Both(AbstractContextManager[None]):
         self._outer.__exit__(*error)
 
 
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+"""Errors of passes over a layout in models that cannot read one."""
+
+
 def may_share(loaded: LoadedModel) -> bool:
-    """Return whether nothing rules layouts out before a pass: attention is SDPA, and positions are given to it."""
-    config: Any = text_body(loaded.model).config
-    return loaded.forward_accepts("position_ids") and config._attn_implementation == "sdpa"
+    """Return whether nothing rules layouts out before a pass.
+
+    Attention must be SDPA and read given positions, and no layer may have a running state. Llama 4 scales attention by the
+    place of a token in its row.
+    """
+    config = _text_config(loaded.model)
+    reads_positions = loaded.forward_accepts("position_ids") and not getattr(config, "attn_temperature_tuning", False)
+    return reads_positions and config._attn_implementation == "sdpa" and not has_running_state(config)
 
 
 class Passes(Protocol):
@@ -308,7 +325,7 @@ def agrees_with_separate_rows(backbone: Passes) -> bool:
             states_ND = backbone.layout_hidden(layout)
             separate_BTD = backbone.hidden(ids_BT, attention_BT)
             leaking_ND = backbone.hidden(layout.ids_1N, torch.ones_like(layout.ids_1N))[0]
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        except FAILURES as error:
             if is_out_of_memory(error):
                 raise
             return False
@@ -320,7 +337,8 @@ def agrees_with_separate_rows(backbone: Passes) -> bool:
     return bool(difference <= leak * (1e-3 if expected.dtype == torch.float32 else 0.1))
 
 
-def longest_span(config: Any) -> int:
+def longest_span(model: Any) -> int:
     """Return the longest sequence in which each token attends to all before it; sliding windows and chunks are shorter."""
+    config = _text_config(model)
     spans = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return min((int(span) for span in spans if span), default=sys.maxsize)

@@ -1,4 +1,4 @@
-"""The number of CPU threads of a stage: as many as pay at the moment.
+"""The number of CPU threads of a stage, by what is fastest at the moment.
 
 The threads of a parallel region wait for each other at its end, and by default they wait actively. Where another process needs
 the cores, one that is not scheduled keeps all others waiting, and two threads may be many times slower than one. A short piece
@@ -13,20 +13,20 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-__all__ = ["cpu_threads", "pick_threads", "usable_cores"]
+__all__ = ["cpu_threads", "is_set_by_user", "pick_threads", "usable_cores"]
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables with which users set the number of threads of torch."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_TIMES, _STEPS = 5, 40
-_GAIN = 0.9
-"""More threads must take at most this share of the time of fewer."""
+_TIMES, _STEPS = 4, 8
+_GAIN = 0.8
+"""Fewer threads must take at most this share of the time of more: threads save more in large models than in this work."""
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
@@ -43,35 +43,29 @@ def usable_cores(quota: Path = _QUOTA) -> int:
         return affinity
 
 
-def pick_threads(
-    environment: Mapping[str, str] | None = None,
-    cores: int | None = None,
-    seconds: Callable[[int], float] | None = None,
-) -> int:
-    """Return the number of threads with which a short piece of work is fastest now.
+def is_set_by_user() -> bool:
+    """Return whether a variable of the environment sets the number of threads of torch."""
+    return any(os.environ.get(variable) for variable in _VARIABLES)
 
-    All usable cores, half of them, and so on down to 1 are tried; more threads are taken only if they save a tenth of the time.
+
+def pick_threads(cores: int, seconds: Callable[[int], float] | None = None) -> int:
+    """Return the number of threads to compute with now.
+
+    All cores, half of them, and so on down to 1 are tried; fewer threads are taken only if they save a fifth of the time.
 
     Args:
-        environment: Optional. Where `OMP_NUM_THREADS` or `MKL_NUM_THREADS` is set, torch's number is kept. Default: that of
-            the process.
-        cores: Optional. Largest number. Default: `usable_cores`.
+        cores: largest number.
         seconds: Optional. Returns the time of the work with a number of threads. Default: it is measured.
     """
-    environment = os.environ if environment is None else environment
-    if any(environment.get(variable) for variable in _VARIABLES):
-        return torch.get_num_threads()
-    cores, seconds = cores or usable_cores(), seconds or _seconds
-    numbers = [cores]
+    seconds, numbers = seconds or _seconds, [cores]
     while numbers[-1] > 1:
         numbers.append(numbers[-1] // 2)
-    numbers.reverse()
     totals = dict.fromkeys(numbers, 0.0)
-    # In turn, so that all of them meet the same load. The sum counts rare long waits, which a median would leave out.
+    # The numbers alternate, so that another job slows all of them. Sums count rare long waits, which medians would leave out.
     for _ in range(_TIMES if len(numbers) > 1 else 0):
         for number in numbers:
             totals[number] += seconds(number)
-    best = numbers[0]
+    best = cores
     for number in numbers[1:]:
         if totals[number] <= _GAIN * totals[best]:
             best = number
@@ -80,8 +74,8 @@ def pick_threads(
 
 @torch.no_grad()
 def _seconds(number: int) -> float:
-    """Return the wall time of some products of the size of a small model's, each followed by an activation."""
-    states, weights = torch.ones(256, 256), torch.ones(256, 256) / 256
+    """Return the wall time of products of a size between those of small and of large models, each with an activation."""
+    states, weights = torch.ones(256, 512), torch.ones(512, 512) / 512
     with cpu_threads(number):
         torch.relu(states @ weights)  # starts the threads
         started = time.perf_counter()

@@ -200,7 +200,9 @@ class Measured:
             found = update_peaks(loop, shape, replies=self.replies)
             # A pair is two rows, so a micro-batch of the evaluator has an even number of them, at least 2.
             pairs = min(max(2, rows - rows % 2), 2 * self.config.evaluator.batch)
-            found += [evaluator_peak(loop.backbone, shape.of(pairs), self.config.evaluator, role) for role in loop.members]
+            # The replies of a step evaluator's batch are to different questions.
+            of_pairs = shape.of(pairs, per_prompt=1 if self.config.steps.enabled else 2)
+            found += [evaluator_peak(loop.backbone, of_pairs, self.config.evaluator, role) for role in loop.members]
             return found
 
         return {"score": self._peak(score, self._matrix), "update": self._peak(update, self._layer)}

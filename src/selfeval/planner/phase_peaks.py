@@ -158,9 +158,17 @@ class _ShapeSequences(Sequences):
     shape: Shape
     prompt: int
 
+    @property
+    def _prompts(self) -> int:
+        """Distinct prompts: with a rest, the first and the last may have only some of their replies in the batch."""
+        whole, rest = divmod(self.shape.rows, self.shape.per_prompt)
+        return min(self.shape.rows, whole + 2 * (rest > 0))
+
+    def layout_tokens(self, *, last: bool) -> int:
+        return self._prompts * self.prompt + self.shape.rows * (self.shape.reply - (not last))
+
     def layout(self, *, last: bool) -> PrefixLayout:
-        prompts = -(-self.shape.rows // self.shape.per_prompt)
-        return uniform_layout(prompts, self.shape.rows, self.prompt, self.shape.reply - (not last))
+        return uniform_layout(self._prompts, self.shape.rows, self.prompt, self.shape.reply - (not last))
 
 
 def _sequences(shape: Shape, prompt: int) -> Sequences:
@@ -267,11 +275,13 @@ class _MeteredLayer(PreallocatedLayer):
 def score_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> Peaks:
     """Trace the passes without gradient: reference, evaluator, and those that the learner declares.
 
+    No prompt is shared, as in the scoring of single replies to many questions, which takes the most memory.
+
     Args:
         shape: of the largest micro-batch.
         replies: replies of an iteration.
     """
-    backbone, learner = loop.backbone, loop.learner
+    backbone, learner, shape = loop.backbone, loop.learner, replace(shape, per_prompt=1)
     meter = backbone.footprint()
     with torch.no_grad(), backbone.shapes, meter:
         # The experience of the whole iteration stays in memory during every pass.
@@ -320,10 +330,10 @@ def _microbatch(peak: Peak, shape: Shape) -> Shape:
 
 
 def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfig, role: str = EVALUATOR) -> Peaks:
-    """Trace the training of an evaluator, which has no other role in memory.
+    """Trace the training of an evaluator, or of a step evaluator, which has no other role in memory.
 
     Args:
-        shape: of a micro-batch; an even number of rows.
+        shape: of a micro-batch; an even number of rows, with two replies to a prompt in pairs.
         config: settings of the evaluator.
         role: Optional. Name of the evaluator. Default: the first one.
     """
@@ -331,7 +341,7 @@ def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfi
     def loss(batch: Sequences) -> Tensor:
         return pair_loss(backbone, role, batch, torch.zeros(shape.rows // 2), config)[0]
 
-    peaks = _backward_peak(backbone, role, shape.of(shape.rows, per_prompt=2).critic_batch, loss)
+    peaks = _backward_peak(backbone, role, shape.critic_batch, loss)
     add_optimizer(peaks, backbone, (role,))
     # The backbone has all adapters of policy training: count the evaluator's alone.
     own = backbone.adapters((role,))

@@ -30,7 +30,7 @@ from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.role_set import RoleSet
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.shared_prefixes import LayoutBlock, may_share, uniform_layout
+from selfeval.backbone.shared_prefixes import FAILURES, LayoutBlock, may_share, uniform_layout
 from selfeval.config import LoraConfig
 from selfeval.errors import ModelError
 
@@ -475,10 +475,16 @@ class ShapeBackbone(Backbone):
         """Return whether attention reads layouts; the values, which the real backbone compares, do not exist here."""
         if not may_share(self.loaded):
             return False
-        with torch.no_grad(), self.shapes, self.acting_as(BASE):
+        meter = self.meter
+        with torch.no_grad(), _disable_current_modes(), self.shapes, self.footprint(), self.acting_as(BASE):
             block = LayoutBlock(self.model, uniform_layout(prompts=1, replies=2, prompt=2, reply=2))
-            with block:
-                self._body(input_ids=block.layout.ids_1N, position_ids=block.layout.positions_1N)
+            try:
+                with block:
+                    self._body(input_ids=block.layout.ids_1N, position_ids=block.layout.positions_1N)
+            except FAILURES:
+                return False
+            finally:
+                self.meter = meter
         return block.calls > 0
 
     def _place(self, placement: DeviceMap) -> None:

@@ -750,7 +750,7 @@ class EvaluationMemory(Part):
     weight_copies: float
     """Copies of the base weights."""
     shared_prompts: bool | None = None
-    """Whether the replies to a question share the pass of their prompt in scoring and training; `null` in runs from before."""
+    """Whether the replies to a question share the pass of their prompt in scoring and training. `null` if not recorded."""
 
 
 class Memory(EvaluationMemory):

@@ -62,6 +62,7 @@ class Stage:
         notes: files about its work, which are moved with its results, but alone are no work that could be lost.
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
         gathers: whether it only combines the output of other stages, and is overwritten when that changes.
+        computes: whether it runs the model. Default: yes.
         wanted: whether it is a stage of a run. The stages after it read the one before it if it is not. Default: of every run.
     """
 
@@ -76,6 +77,7 @@ class Stage:
     notes: tuple[str, ...] = ()
     trains: bool = False
     gathers: bool = False
+    computes: bool = True
     wanted: Callable[[RunConfig], bool] = lambda config: True
 
     def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
@@ -138,7 +140,13 @@ STAGES: tuple[Stage, ...] = (
         owned=("dropped/verdicts",),
         notes=(PROBE_FILE, FIT_FILE),
     ),
-    Stage("pairs", pairs.run, reads=(Edge("verdicts"),), outputs=tuple(pairs_of(split) for split in Split)),
+    Stage(
+        "pairs",
+        pairs.run,
+        reads=(Edge("verdicts"),),
+        outputs=tuple(pairs_of(split) for split in Split),
+        computes=False,
+    ),
     Stage(
         "evaluator",
         evaluator.run,
@@ -185,6 +193,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("report.json",),
         owned=("index.html",),
         gathers=True,
+        computes=False,
     ),
 )
 

@@ -12,7 +12,7 @@ import torch
 from selfeval.backbone.load import pick_device
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.backbone.snapshot import commit_of
-from selfeval.backbone.threads import cpu_threads, pick_threads, usable_cores
+from selfeval.backbone.threads import cpu_threads, is_set_by_user, pick_threads, usable_cores
 from selfeval.errors import InputError, LostWorkError, RunFolderError
 from selfeval.stages import report
 from selfeval.stages.changes import agree, loss_of, what_changed
@@ -286,16 +286,19 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
 
 def _threads(context: Context, stage: Stage) -> int:
     """Return the number of CPU threads of a stage: that with which it was begun, or else the fastest one now."""
-    row = context.store.run.get("stages", {}).get(stage.name, {})
-    if "threads" in row:
-        return int(row["threads"])
-    on_cpu = pick_device(context.config.backbone.device).type == "cpu"
-    threads = pick_threads() if on_cpu else torch.get_num_threads()
+    if not stage.computes or is_set_by_user() or pick_device(context.config.backbone.device).type != "cpu":
+        return torch.get_num_threads()
+    recorded, cores = context.store.run.get("stages", {}).get(stage.name, {}).get("threads"), usable_cores()
+    if recorded is not None:
+        threads = min(int(recorded), cores)
+        if threads < recorded:
+            _say(context, stage, f"begun with {recorded} CPU threads, continued with {threads}: the last bits may differ")
+        return threads
+    threads = pick_threads(cores)
     # Before the work: results depend on the number in their last bits, so a resumed stage continues with it.
     context.store.record_stage(stage.name, threads=threads)
-    cores = usable_cores()
-    if on_cpu and threads < cores:
-        _say(context, stage, f"{threads} of {cores} CPU threads, which is fastest now")
+    if threads < cores:
+        _say(context, stage, f"{threads} of {cores} CPU threads, because more are slower at the moment")
     return threads
 
 

@@ -278,13 +278,14 @@ def run(context: Context) -> dict[str, Any]:
     check_evaluator(context)
     store, backbone = context.store, context.backbone
     add_roles(context)
+    prompts = prompts_of(context)
     with context.terminal.bar("policy", context.config.policy.iterations) as bar:
-        guide = train_policy(learner_context(context), prompts_of(context), _RunRecorder(context, bar))
+        guide = train_policy(learner_context(context), prompts, _RunRecorder(context, bar))
     save_policy(context, guide)
     return {
         "iterations": len(store.read_metrics("policy")),
         "watchdogs": len(store.read_metrics("watchdogs")),
         "adapter_bytes": backbone.census.adapter_bytes,
         "weight_copies": backbone.census.weight_copies(),
-        "shared_prompts": backbone.shares_prefixes(0),
+        "shared_prompts": backbone.shares_prefixes(context.reply_limit + max(len(p.reply.ids) for p in prompts)),
     }

@@ -30,6 +30,7 @@ __all__ = [
     "cache_of",
     "check_state",
     "empty_cache",
+    "has_running_state",
     "is_cache",
     "preallocated_cache",
     "select_rows",
@@ -185,6 +186,13 @@ class RowFacts(DynamicLayer):
     def put_in(self, cache: Any) -> None:
         """Add these facts to the cache in place of earlier ones."""
         cache.layers = [*(layer for layer in cache.layers if not isinstance(layer, type(self))), self]
+
+
+def has_running_state(config: Any) -> bool:
+    """Return whether some layer of a model of this config keeps a state instead of keys and values, as in Mamba."""
+    return any(
+        not isinstance(layer, DynamicLayer) or hasattr(layer, "recurrent_states") for layer in empty_cache(config).layers
+    )
 
 
 def empty_cache(config: Any) -> DynamicCache:
