@@ -91,6 +91,14 @@ def test_groups_are_of_similar_size() -> None:
     assert list(MemoryBudget().in_groups(UPDATE, [], 20, lambda group: None)) == []
 
 
+def test_families_stay_together() -> None:
+    sizes, families = [9, 1, 8, 2, 3], [7, 5, 5, 7, 5]
+    found = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 24, lambda group: None, families)]
+    assert found == [[1, 4, 2], [3, 0]]  # 3*8, then 2*9; the largest of family 5 is 8, that of family 7 is 9
+    small = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 8, lambda group: None, families)]
+    assert small == [[1, 4], [2], [3], [0]]
+
+
 def test_the_group_that_failed_is_made_again_in_halves_and_the_next_begin_there() -> None:
     sizes = [4] * 64
     budget = MemoryBudget(ToldMeter(free=77))

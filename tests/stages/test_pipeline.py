@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 
 from full_disk import FullDisk
 from killed_steps import killed_at
@@ -150,6 +151,40 @@ def test_a_finished_stage_is_skipped_and_an_unfinished_one_run(world: World) -> 
     (world.run_folder / "pairs" / "manifest.json").unlink()  # as a kill before the last write leaves it
     assert world.run()[0] == "pairs"
     assert world.redone == []  # its shards were all there
+
+
+def test_a_stage_keeps_its_number_of_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    numbers = iter([3, 2, 4, 1])
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 4)
+    monkeypatch.setattr(pipeline, "pick_threads", lambda cores: next(numbers))
+    used, set_threads = list[int](), torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: (used.append(number), set_threads(number))[1])
+    before = torch.get_num_threads()
+    world.run(until="pairs")
+
+    def recorded() -> dict[str, int | None]:
+        return {name: row.get("threads") for name, row in world.info()["stages"].items()}
+
+    assert recorded() == {"questions": 3, "replies": 2, "verdicts": 4, "pairs": None}  # pairs are made without the model
+    assert used[::2] == [3, 2, 4, before]
+    (world.run_folder / "replies" / "manifest.json").unlink()
+    used.clear()
+    world.run(until="pairs")
+    assert used[0] == 2
+    assert recorded()["replies"] == 2
+    # With fewer cores, and with a number of the user.
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 1)
+    (world.run_folder / "replies" / "manifest.json").unlink()
+    used.clear()
+    world.run(until="pairs")
+    assert used[0] == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (world.run_folder / "verdicts" / "manifest.json").unlink()
+    used.clear()
+    world.run(until="pairs")
+    assert used[0] == before
 
 
 def test_an_optional_stage_runs_between_its_neighbours_only_if_it_is_wanted(world: World) -> None:
