@@ -91,11 +91,11 @@ def test_groups_are_of_similar_size() -> None:
     assert list(MemoryBudget().in_groups(UPDATE, [], 20, lambda group: None)) == []
 
 
-def test_families_stay_together() -> None:
-    sizes, families = [9, 1, 8, 2, 3], [7, 5, 5, 7, 5]
-    found = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 24, lambda group: None, families)]
-    assert found == [[1, 4, 2], [3, 0]]  # 3*8, then 2*9; the largest of family 5 is 8, that of family 7 is 9
-    small = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 8, lambda group: None, families)]
+def test_items_with_the_same_prompt_stay_together() -> None:
+    sizes, prompts = [9, 1, 8, 2, 3], [7, 5, 5, 7, 5]
+    found = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 24, lambda group: None, prompts)]
+    assert found == [[1, 4, 2], [3, 0]]  # 3*8, then 2*9; the largest with prompt 5 is 8, that with prompt 7 is 9
+    small = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 8, lambda group: None, prompts)]
     assert small == [[1, 4], [2], [3], [0]]
 
 

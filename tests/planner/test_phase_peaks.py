@@ -226,6 +226,13 @@ def test_scoring_holds_less_than_learning_and_no_gradients(loop: ShapeLoop) -> N
     assert scored["activations"] < _update(loop)["activations"]
 
 
+def test_a_plan_of_scoring_shares_no_prompts_and_one_of_updates_does(loop: ShapeLoop) -> None:
+    apart = replace(SHAPE, per_prompt=1)
+    assert score_peaks(loop, SHAPE, replies=8) == score_peaks(loop, apart, replies=8)
+    alone = fullest(update_peaks(loop, apart, replies=8))["cpu"]
+    assert _update(loop)["activations"] < alone["activations"]
+
+
 def test_an_entropy_floor_adds_a_gradient_to_the_update() -> None:
     """A vector per token for the gradient of the entropy, 8 x 12 tokens of 32 numbers, while the loss is computed."""
     update = [_update(_loop(_config("grpo", entropy_floor=floor))) for floor in (None, 0.5)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -284,6 +285,14 @@ def test_the_best_reading_always_has_its_checkpoint(
     assert back == expected
     for name, parameter in backbone.roles.parameters(POLICY).items():
         assert torch.equal(parameter, seen[-2][name])  # the last reading is the one that ended the training
+
+
+def test_minibatches_keep_the_replies_to_a_question_together() -> None:
+    groups = [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    order = policy_updates._shuffled(groups, random.Random(3))
+    assert sorted(order) == list(range(9))
+    assert order != sorted(order)
+    assert len(list(itertools.groupby(groups[row] for row in order))) == 3
 
 
 def test_a_judge_that_cannot_tell_is_not_a_reading(tmp_path: Path) -> None:

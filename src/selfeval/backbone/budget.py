@@ -141,7 +141,7 @@ class MemoryBudget:
         sizes: Sequence[int],
         limit: int,
         work: Callable[[list[int]], R],
-        families: Sequence[int] | None = None,
+        prompts: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[int], R]]:
         """Call `work` on groups of similar size; split a group in half if it runs out of memory.
 
@@ -151,8 +151,8 @@ class MemoryBudget:
             limit: maximum units per group, including padding (a group has at least one item).
             work: function of the indices of a group. It must not have side effects before it succeeds, because it may fail
                 midway and be called again with fewer items.
-            families: optional number of each item; items with equal numbers stay next to each other, because they share their
-                prompt. Default: items are ordered by size alone.
+            prompts: optional number of the prompt of each item; items with the same prompt stay next to each other, because
+                they share its pass. Default: items are ordered by size alone.
 
         Yields:
             Each group and its result; the groups cover every index once.
@@ -161,7 +161,7 @@ class MemoryBudget:
             MemoryLimitError: a single item does not fit.
         """
         gauge, start = self._gauges[phase], 0
-        order = _order(sizes, families)
+        order = _order(sizes, prompts)
         self._begin(gauge, limit, len(sizes), max(sizes, default=0))
         while start < len(order):
             group = _next_group(order, sizes, start, gauge.within(limit))
@@ -295,14 +295,14 @@ _SMALLEST = {
 }
 
 
-def _order(sizes: Sequence[int], families: Sequence[int] | None) -> list[int]:
-    """Return the items by size; those of a family are together, at the size of the largest of them."""
-    if families is None:
+def _order(sizes: Sequence[int], prompts: Sequence[int] | None) -> list[int]:
+    """Return the items by size; those with the same prompt are together, at the size of the largest of them."""
+    if prompts is None:
         return sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
     largest: dict[int, int] = {}
-    for family, size in zip(families, sizes, strict=True):
-        largest[family] = max(size, largest.get(family, 0))
-    return sorted(range(len(sizes)), key=lambda i: (largest[families[i]], families[i], sizes[i], i))
+    for prompt, size in zip(prompts, sizes, strict=True):
+        largest[prompt] = max(size, largest.get(prompt, 0))
+    return sorted(range(len(sizes)), key=lambda i: (largest[prompts[i]], prompts[i], sizes[i], i))
 
 
 def _next_group(order: Sequence[int], sizes: Sequence[int], start: int, limit: int) -> list[int]:

@@ -24,10 +24,10 @@ _FEWER = 0.9
 
 __all__ = [
     "Sequences",
-    "families",
     "final_scores",
     "owners_of",
     "pad_sequences",
+    "prompt_numbers",
     "refuse_images",
     "reply_hidden",
     "reply_logprobs",
@@ -61,8 +61,8 @@ class Sequences:
         found: list[int] = self.attention_BT.sum(-1).tolist()
         return found
 
-    def families(self, backbone: Backbone) -> list[int] | None:
-        """Return the families for `MemoryBudget.in_groups`, or None if replies do not share the pass of their prompt."""
+    def prompt_numbers(self, backbone: Backbone) -> list[int] | None:
+        """Return the numbers of the prompts for `MemoryBudget.in_groups`, or None if replies do not share their pass."""
         return self.owners_B.tolist() if backbone.shares_prefixes(self.ids_BT.shape[1]) else None
 
     def layout_tokens(self, *, last: bool) -> int:
@@ -82,8 +82,8 @@ class Sequences:
         return prefix_layout(self.ids_BT, self.prompt_lengths_B, self.reply_BR, lengths_B, self.owners_B)
 
 
-def families(backbone: Backbone, prompts: Sequence[Prompt], sizes: Sequence[int]) -> list[int] | None:
-    """Return the families for `MemoryBudget.in_groups`: a number per prompt, or None if replies do not share its pass.
+def prompt_numbers(backbone: Backbone, prompts: Sequence[Prompt], sizes: Sequence[int]) -> list[int] | None:
+    """Return the numbers of the prompts for `MemoryBudget.in_groups`, or None if replies do not share its pass.
 
     Args:
         backbone: where the replies will be passed through.
@@ -237,7 +237,7 @@ def reply_logprobs(
     backbone.refuse_mixed_rows("scoring in groups of similar length")
     found: dict[int, tuple[float, ...]] = {}
     sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
-    grouped = families(backbone, prompts, sizes)
+    grouped = prompt_numbers(backbone, prompts, sizes)
     for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, logprobs, grouped):
         found.update({i: tuple(row[: len(replies[i])]) for i, row in zip(group, rows, strict=True)})
     return [found[i] for i in range(len(replies))]

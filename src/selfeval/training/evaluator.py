@@ -17,7 +17,7 @@ from torch import Tensor
 from selfeval.algorithms.preference_losses import bradley_terry_loss, centering_penalty, hard_labels
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import Sequences, families, final_scores, pad_sequences
+from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences, prompt_numbers
 from selfeval.config import EvaluatorConfig
 from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints
@@ -73,7 +73,7 @@ def score_replies(
     scores = [0.0] * len(prompts)
     sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with backbone.acting_as(role):
-        grouped = families(backbone, prompts, sizes)
+        grouped = prompt_numbers(backbone, prompts, sizes)
         for group, found in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, of_group, grouped):
             for index, value in zip(group, found, strict=True):
                 scores[index] = value

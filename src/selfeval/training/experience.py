@@ -205,7 +205,7 @@ def over_microbatches(context: LearnerContext, batch: Sequences, compute: Callab
         result[index] = compute(rows_of(batch, index))
 
     backbone = context.backbone
-    for _ in backbone.budget.in_groups(Phase.SCORE, batch.sizes, context.batch_tokens, fill, batch.families(backbone)):
+    for _ in backbone.budget.in_groups(Phase.SCORE, batch.sizes, context.batch_tokens, fill, batch.prompt_numbers(backbone)):
         pass
     return result
 

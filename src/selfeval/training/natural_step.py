@@ -210,7 +210,7 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
         rows = rows_of(batch, torch.tensor(group, device=batch.mask_BR.device))
         return microbatch_fisher_product(context, rows, vector_N / length)
 
-    total_N, grouped = torch.zeros_like(vector_N), batch.families(backbone)
+    total_N, grouped = torch.zeros_like(vector_N), batch.prompt_numbers(backbone)
     with backbone.acting_as(POLICY):
         groups = backbone.budget.in_groups(Phase.CURVATURE, batch.sizes, context.batch_tokens, of_group, grouped)
         for _, found_N in groups:
@@ -302,7 +302,9 @@ def step_outcome(
     kl = gain = 0.0
     with backbone.acting_as(POLICY):
         rows = batch.policy_batch
-        groups = backbone.budget.in_groups(Phase.SCORE, rows.sizes, context.batch_tokens, of_group, rows.families(backbone))
+        groups = backbone.budget.in_groups(
+            Phase.SCORE, rows.sizes, context.batch_tokens, of_group, rows.prompt_numbers(backbone)
+        )
         for _, found in groups:
             kl, gain = kl + found[0], gain + found[1]
     return Outcome(kl, gain)

@@ -192,7 +192,9 @@ def policy_gradients(
     sums: dict[str, float] = defaultdict(float)
     with backbone.acting_as(POLICY):
         batch = part.policy_batch
-        groups = backbone.budget.in_groups(Phase.UPDATE, batch.sizes, context.batch_tokens, of_group, batch.families(backbone))
+        groups = backbone.budget.in_groups(
+            Phase.UPDATE, batch.sizes, context.batch_tokens, of_group, batch.prompt_numbers(backbone)
+        )
         for _, found in groups:
             for name, value in found.items():
                 sums[name] += value / tokens
@@ -235,7 +237,9 @@ def critic_gradients(context: LearnerContext, part: Experience, scale: RewardSca
     total = 0.0
     with backbone.acting_as(CRITIC):
         batch = part.critic_batch
-        groups = backbone.budget.in_groups(Phase.UPDATE, batch.sizes, context.batch_tokens, of_group, batch.families(backbone))
+        groups = backbone.budget.in_groups(
+            Phase.UPDATE, batch.sizes, context.batch_tokens, of_group, batch.prompt_numbers(backbone)
+        )
         for _, found in groups:
             total += found / tokens
     return {"value_loss": total}

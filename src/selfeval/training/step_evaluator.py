@@ -19,7 +19,7 @@ from torch import Tensor
 from selfeval.algorithms.step_scores import step_loss
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import Sequences, families, pad_sequences, states_at
+from selfeval.backbone.sequences import Sequences, pad_sequences, prompt_numbers, states_at
 from selfeval.config import StepsConfig
 from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints
@@ -92,7 +92,7 @@ def score_steps(
     found: dict[int, list[float]] = {}
     sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with backbone.acting_as(role):
-        grouped = families(backbone, prompts, sizes)
+        grouped = prompt_numbers(backbone, prompts, sizes)
         for group, scores in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, of_group, grouped):
             found.update(zip(group, scores, strict=True))
     return [found[i] for i in range(len(prompts))]
@@ -117,7 +117,7 @@ def _gradients(backbone: Backbone, role: str, replies: Sequence[LabelledReply], 
     total, right = 0.0, 0
     sizes = [len(reply.prompt.ids) + len(reply.ids) for reply in replies]
     with backbone.acting_as(role):
-        grouped = families(backbone, [reply.prompt for reply in replies], sizes)
+        grouped = prompt_numbers(backbone, [reply.prompt for reply in replies], sizes)
         for _, (loss, agreeing) in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group, grouped):
             total += loss
             right += agreeing

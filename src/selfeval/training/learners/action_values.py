@@ -171,8 +171,8 @@ def _in_parts(context: LearnerContext, pool: Replayed, count: int, compute: Comp
         index = torch.tensor(group, device=result.device)
         result[:, index] = compute(pool.rows(index))
 
-    families = pool.policy_batch.families(context.backbone)
-    for _ in context.backbone.budget.in_groups(Phase.SCORE, _sizes(pool), context.batch_tokens, fill, families):
+    numbers = pool.policy_batch.prompt_numbers(context.backbone)
+    for _ in context.backbone.budget.in_groups(Phase.SCORE, _sizes(pool), context.batch_tokens, fill, numbers):
         pass
     return result
 
@@ -246,6 +246,6 @@ def gradients(
         add_gradients(summed / tokens, parameters)
         return found
 
-    families = part.policy_batch.families(backbone)
-    groups = backbone.budget.in_groups(Phase.UPDATE, _sizes(part), context.batch_tokens, of_group, families)
+    numbers = part.policy_batch.prompt_numbers(backbone)
+    groups = backbone.budget.in_groups(Phase.UPDATE, _sizes(part), context.batch_tokens, of_group, numbers)
     return sum(found for _, found in groups) / tokens
