@@ -39,6 +39,14 @@ def by_the_model(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, *arguments
         return sampled(backbone, *arguments)
 
 
+def assert_equal(found: list[Rollout], expected: list[Rollout], dtype: torch.dtype) -> None:
+    """Attention over grouped queries may sum in another order, which moves the last bits of a log-prob."""
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assert [r.ids for r in found] == [r.ids for r in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", EQUAL)
 def test_replies_and_logprobs_are_those_of_the_models_own_pass(
@@ -47,10 +55,9 @@ def test_replies_and_logprobs_are_those_of_the_models_own_pass(
     backbone = with_roles(family, dtype=dtype, **EQUAL[family])
     assert backbone.decode_step() is not None
     for role in (BASE, "policy"):
-        assert sampled(backbone, role) == by_the_model(backbone, monkeypatch, role)
-        # Without padding: attention has no mask.
-        assert sampled(backbone, role, (5, 5)) == by_the_model(backbone, monkeypatch, role, (5, 5))
-        assert sampled(backbone, role, (1,)) == by_the_model(backbone, monkeypatch, role, (1,))
+        # The last two without padding: attention has no mask.
+        for lengths in ((), ((5, 5),), ((1,),)):
+            assert_equal(sampled(backbone, role, *lengths), by_the_model(backbone, monkeypatch, role, *lengths), dtype)
 
 
 def test_rows_of_several_roles_share_a_step() -> None:
@@ -143,4 +150,4 @@ def test_a_layer_that_is_no_linear_one_keeps_the_models_own_pass() -> None:
     mlp = backbone.model.model.layers[1].mlp
     mlp.down_proj = Packed(mlp.down_proj)
     assert backbone.decode_step() is None
-    assert sampled(backbone, BASE) == expected
+    assert_equal(sampled(backbone, BASE), expected, torch.float32)

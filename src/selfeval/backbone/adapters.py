@@ -181,7 +181,9 @@ def _adapted(layer: Any, role: str, x: Tensor, output: Tensor) -> Tensor:
     # Add and scale in one kernel, without a temporary of the output's size.
     if output.dtype == up.dtype and output.device == up.device:
         rows, deltas = output.reshape(-1, output.shape[-1]), inner.reshape(-1, inner.shape[-1])
-        flat: Tensor = torch.addmm(rows, deltas, up.T, alpha=scaling)
+        # Without gradients into the output's own memory: nothing else holds the product of the base layer.
+        add = torch.addmm if torch.is_grad_enabled() else torch.Tensor.addmm_
+        flat: Tensor = add(rows, deltas, up.T, alpha=scaling)
         return flat.view(output.shape)
     # 16-bit base: compute the update in the adapter's fp32, and round it once.
     delta: Tensor = torch.nn.functional.linear(inner, up) * scaling

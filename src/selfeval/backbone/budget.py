@@ -142,6 +142,7 @@ class MemoryBudget:
         limit: int,
         work: Callable[[list[int]], R],
         prompts: Sequence[int] | None = None,
+        turns: int = 1,
     ) -> Iterator[tuple[list[int], R]]:
         """Call `work` on groups of similar size; split a group in half if it runs out of memory.
 
@@ -153,6 +154,8 @@ class MemoryBudget:
                 midway and be called again with fewer items.
             prompts: optional number of the prompt of each item; items with the same prompt stay next to each other, because
                 they share its pass. Default: items are ordered by size alone.
+            turns: how many times the limit a group may have, if `work` has no more than `within(phase, limit)` in memory at a
+                time. Default: 1.
 
         Yields:
             Each group and its result; the groups cover every index once.
@@ -164,13 +167,26 @@ class MemoryBudget:
         order = _order(sizes, prompts)
         self._begin(gauge, limit, len(sizes), max(sizes, default=0))
         while start < len(order):
-            group = _next_group(order, sizes, start, gauge.within(limit))
-            units, more = len(group) * max(sizes[i] for i in group), start + len(group) < len(order)
-            results = self._attempt(gauge, group, units, work)
+            group = _next_group(order, sizes, start, turns * gauge.within(limit))
+            largest, more = max(sizes[i] for i in group), start + len(group) < len(order)
+            units = len(group) * largest
+            if turns > 1:
+                units = min(units, max(largest, gauge.within(limit)))
+            alone = units == largest
+            results = self._attempt(gauge, group, units, work, alone=alone)
             if results:
-                self._went_well(gauge, len(group), units, limit, more)
+                self._went_well(gauge, units, limit, more=more, alone=alone)
                 start += len(group)
                 yield group, results[0]
+
+    def within(self, phase: Phase, limit: int) -> int:
+        """Return the units that a group of this phase may have in memory now.
+
+        Args:
+            phase: type of work.
+            limit: the caller's own limit.
+        """
+        return self._gauges[phase].within(limit)
 
     def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
         """Measure free memory, and start smaller if it is less than this phase needed before."""
@@ -194,7 +210,7 @@ class MemoryBudget:
             over = self.meter.limit is not None and self.meter.limit - self.meter.used() <= free
             self._shrink(gauge, EventKind.OVER_BUDGET if over else EventKind.LITTLE_FREE, planned, fitting)
 
-    def _attempt(self, gauge: _Gauge, group: list[int], units: int, work: Callable[[list[int]], R]) -> list[R]:
+    def _attempt(self, gauge: _Gauge, group: list[int], units: int, work: Callable[[list[int]], R], *, alone: bool) -> list[R]:
         """The result in a list, or an empty one when there was no memory for it."""
         if self.meter.limit is not None:
             self.meter.release()  # memory cached by the allocator would hide the group's use
@@ -205,7 +221,7 @@ class MemoryBudget:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if len(group) == 1:
+            if alone:
                 raise self._too_big(gauge.phase, units) from error
         else:
             gauge.note_use(units, self.meter.peak() - before)
@@ -215,11 +231,11 @@ class MemoryBudget:
         self._shrink_after_failure(gauge, EventKind.OUT_OF_MEMORY, units)
         return []
 
-    def _went_well(self, gauge: _Gauge, items: int, units: int, limit: int, more: bool) -> None:
+    def _went_well(self, gauge: _Gauge, units: int, limit: int, *, more: bool, alone: bool) -> None:
         """Looks whether the budget was kept, and lets the limit grow; `more` items were left out of this group."""
         peak, budget = self.meter.peak(), self.meter.limit
         if budget is not None and peak > budget:
-            if items == 1:
+            if alone:
                 raise self._too_big(gauge.phase, units, peak)
             self.meter.release()
             self._shrink_after_failure(gauge, EventKind.OVER_BUDGET, units)

@@ -1,22 +1,23 @@
 """A forward pass over one new token per row, without the overhead of modules.
 
 In a small batch most of the time of such a pass is Python: module calls, hooks, keyword arguments in every layer. `DecodeStep`
-computes the same operations on the same weights in the same order, so on a CPU its logits are bit for bit those of the model's
-own pass. It knows the layer of Llama and of families that share it; other models keep their own pass.
+computes the same operations on the same weights, in fewer calls: queries and keys are rotated together, grouped queries read
+their keys without a copy per query head, and the mask is converted once per token and not once per layer. On a CPU in fp32 its
+logits are bit for bit those of the model's own pass, except that attention may sum in another order. It knows the layer of
+Llama and of families that share it; other models keep their own pass.
 
-Shapes: B rows, T tokens so far, D hidden, V vocabulary.
+Shapes: B rows, T tokens so far, H query heads, K key heads, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack
 from selfeval.backbone.body import text_body
@@ -43,11 +44,9 @@ class DecodeStep:
         model: Any = loaded.model
         body: Any = text_body(model)
         self._model, self._loaded, self._stack = model, loaded, stack
-        self._embed, self._rotary, self._norm = body.embed_tokens.forward, body.rotary_emb.forward, body.norm.forward
-        rotate = sys.modules[type(model).__module__].apply_rotary_pos_emb
-        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        self._embed, self._rotary, self._norm = body.embed_tokens.forward, body.rotary_emb.forward, _norm(body.norm)
         layers = body.layers[: body.config.num_hidden_layers]
-        self._layers = [_Layer(layer, lambda module: _linear(module, stack), rotate, attend) for layer in layers]
+        self._layers = [_Layer(layer, lambda module: _linear(module, stack)) for layer in layers]
         self._head = _linear(model.lm_head, stack)
 
     @staticmethod
@@ -110,22 +109,50 @@ class DecodeStep:
         """
         states = self._embed(ids_B1)
         positions = attention_BT.sum(-1, keepdim=True) - 1
-        position_embeddings = self._rotary(states, positions)
-        # Without padding there is nothing to mask, and attention takes a faster kernel.
-        mask = None if bool(attention_BT.all()) else attention_BT.bool()[:, None, None]
+        rotation = _Rotation.of(*self._rotary(states, positions))
+        mask = _mask(attention_BT, states.dtype)
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
-            states = layer(states, position_embeddings, mask, layer_cache)
+            states = layer(states, rotation, mask, layer_cache)
         logits: Tensor = self._head(self._norm(states))
         return logits[:, -1]
+
+
+def _mask(attention_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return what attention adds to its scores `[B, 1, 1, T]`: minus infinity at padding.
+
+    Without padding there is nothing to mask, and attention takes a faster kernel.
+    """
+    if bool(attention_BT.all()):
+        return None
+    zeros = torch.zeros(attention_BT.shape, dtype=dtype, device=attention_BT.device)
+    return zeros.masked_fill_(attention_BT == 0, float("-inf"))[:, None, None]
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """Rotary positions of one token per row: x cos + rotate_half(x) sin, the sign moved to the sine."""
+
+    cos: Tensor
+    signed_sin: Tensor
+
+    @classmethod
+    def of(cls, cos_B1D: Tensor, sin_B1D: Tensor) -> _Rotation:
+        half = sin_B1D.shape[-1] // 2
+        signed = torch.cat((-sin_B1D[..., :half], sin_B1D[..., half:]), dim=-1)
+        return cls(cos_B1D, signed)
+
+    def __call__(self, heads_BHD: Tensor) -> Tensor:
+        first, second = heads_BHD.chunk(2, dim=-1)
+        return heads_BHD * self.cos + torch.cat((second, first), dim=-1) * self.signed_sin
 
 
 class _Layer:
     """One layer: `linear` makes a function of a linear module."""
 
-    def __init__(self, layer: Any, linear: Callable[[Any], _Linear], rotate: Any, attend: Any) -> None:
+    def __init__(self, layer: Any, linear: Callable[[Any], _Linear]) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._attention, self._rotate, self._attend = attention, rotate, attend
-        self._norms = layer.input_layernorm.forward, layer.post_attention_layernorm.forward
+        self._attention_norm, self._mlp_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self._size, self._scale = attention.head_dim, attention.scaling
         self._query, self._key, self._value, self._output = (
             linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         )
@@ -133,28 +160,43 @@ class _Layer:
         self._activation = mlp.act_fn.forward
         # Qwen 3 normalises each head's queries and keys.
         self._query_norm, self._key_norm = (
-            getattr(getattr(attention, name, None), "forward", _unchanged) for name in ("q_norm", "k_norm")
+            _norm(norm) if (norm := getattr(attention, name, None)) is not None else _unchanged for name in ("q_norm", "k_norm")
         )
 
-    def __call__(
-        self,
-        states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        layer_cache: PreallocatedLayer,
-    ) -> Tensor:
-        attention = self._attention
-        inputs = self._norms[0](states)
-        heads = (*inputs.shape[:-1], -1, attention.head_dim)
-        query = self._query_norm(self._query(inputs).view(heads)).transpose(1, 2)
-        key = self._key_norm(self._key(inputs).view(heads)).transpose(1, 2)
-        value = self._value(inputs).view(heads).transpose(1, 2)
-        query, key = self._rotate(query, key, *position_embeddings)
-        keys, values = layer_cache.update(key, value)
-        output, _ = self._attend(attention, query, keys, values, mask, dropout=0.0, scaling=attention.scaling)
-        states = states + self._output(output.reshape(*inputs.shape[:-1], -1))
-        inputs = self._norms[1](states)
+    def __call__(self, states: Tensor, rotation: _Rotation, mask: Tensor | None, layer_cache: PreallocatedLayer) -> Tensor:
+        inputs = self._attention_norm(states)
+        states = states + self._output(self._attended(inputs, rotation, mask, layer_cache))
+        inputs = self._mlp_norm(states)
         return states + self._down(self._activation(self._gate(inputs)) * self._up(inputs))
+
+    def _attended(self, inputs: Tensor, rotation: _Rotation, mask: Tensor | None, layer_cache: PreallocatedLayer) -> Tensor:
+        """Compute attention of the new token `[B, 1, H D]` over the cache, which keeps its key and value."""
+        heads = (len(inputs), -1, self._size)
+        query_BHD = self._query_norm(self._query(inputs).view(heads))
+        key_BKD = self._key_norm(self._key(inputs).view(heads))
+        value_BKD = self._value(inputs).view(heads)
+        query_BHD, key_BKD = rotation(torch.cat((query_BHD, key_BKD), dim=1)).split(
+            (query_BHD.shape[1], key_BKD.shape[1]), dim=1
+        )
+        keys, values = layer_cache.update(key_BKD[:, :, None], value_BKD[:, :, None])
+        output = nn.functional.scaled_dot_product_attention(
+            query_BHD[:, :, None],
+            keys,
+            values,
+            attn_mask=mask,
+            scale=self._scale,
+            enable_gqa=keys.shape[1] != query_BHD.shape[1],
+        )
+        return output.reshape(len(inputs), 1, -1)
+
+
+def _norm(module: Any) -> _Linear:
+    """Return the RMS norm of a module in one call; in 16 bits that of the module, which rounds in another place."""
+    weight, eps = module.weight, module.variance_epsilon
+    if weight.dtype != torch.float32:
+        forward: _Linear = module.forward
+        return forward
+    return lambda x: nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
 def _linear(module: Any, stack: AdapterStack) -> _Linear:

@@ -113,6 +113,14 @@ class RepliesConfig(Section):
     """Range of the sampling temperature, drawn separately for each reply to a training question."""
     top_p: tuple[Nucleus, Nucleus] = (0.9, 1.0)
     """Range of the nucleus (top-p), drawn separately for each reply to a training question."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Number of likeliest tokens that replies to training questions are sampled from; 0: all."""
+    min_p: Share = 0.0
+    """Minimum probability of a token of these replies, as a share of the likeliest one's (arXiv 2407.01082); 0: none."""
+    repetition_penalty: Positive = 1.0
+    """Penalty for tokens that the prompt or the reply already has, in replies to training questions; 1: none."""
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts at which a reply to a training question ends; they are cut off. For base models that write on, e.g. "Question:"."""
     beam_share: Share = 0.1
     """Share of training questions whose last reply comes from beam search."""
     beams: Annotated[int, Field(ge=2)] = 4

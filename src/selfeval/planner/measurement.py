@@ -19,6 +19,7 @@ from selfeval.config import RunConfig
 from selfeval.planner.memory_plan import at_depth
 from selfeval.planner.model_configs import ModelFacts, weigh
 from selfeval.planner.phase_peaks import (
+    UNFILTERED,
     Shape,
     ShapeLoop,
     add_optimizer,
@@ -29,6 +30,7 @@ from selfeval.planner.phase_peaks import (
 )
 from selfeval.planner.shape_tracing import Peaks, computes, fullest
 from selfeval.planner.workload import Workload
+from selfeval.rollout.engine import Request
 from selfeval.training.context import POLICY
 
 __all__ = ["Measured"]
@@ -160,17 +162,18 @@ class Measured:
             replies = min(max(1, rows // (1 + len(guide.roles))) if guide else rows, self.replies)
             shape = Shape(replies, work.reply_prompt, work.reply)
             prompts = min(replies, self.config.policy.questions_per_iteration)
-            peaks = rollout_peak(loop.backbone, shape, prompts=prompts, top_p=1.0, role=POLICY, guide=guide)
+            waiting = replies < self.replies
+            peaks = rollout_peak(loop.backbone, shape, prompts=prompts, role=POLICY, waiting=waiting, guide=guide)
             add_optimizer(peaks, loop.backbone, loop.trained)
             return [peaks]
 
         return self._peak(trial, self._matrix)
 
-    def _of_base(self, shape: Shape, *, top_p: float) -> Peaks:
-        """Return the peak of sampling from the bare base, one reply per prompt."""
+    def _of_base(self, shape: Shape, settings: Request) -> Peaks:
+        """Return the peak of sampling from the bare base, one reply per prompt, while further requests wait."""
 
         def trial(loop: ShapeLoop) -> list[Peaks]:
-            peaks = rollout_peak(loop.backbone, shape, prompts=shape.rows, top_p=top_p, role=BASE)
+            peaks = rollout_peak(loop.backbone, shape, prompts=shape.rows, role=BASE, settings=settings, waiting=True)
             # The bare base has no adapters in memory; the traced backbone has those of policy training.
             for peak in peaks.values():
                 peak["adapters"] = 0
@@ -183,9 +186,16 @@ class Measured:
 
         The candidates are policy training, the judge's chain of thought, and collecting replies.
         """
-        work = self.work
-        judging = self._of_base(Shape(rows, work.judge_prompt, work.reasoning), top_p=1.0)
-        replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), top_p=_NUCLEUS)
+        work, replies = self.work, self.config.replies
+        judging = self._of_base(Shape(rows, work.judge_prompt, work.reasoning), UNFILTERED)
+        filtered = replace(
+            UNFILTERED,
+            top_p=_NUCLEUS,
+            top_k=replies.top_k,
+            min_p=replies.min_p,
+            repetition_penalty=replies.repetition_penalty,
+        )
+        replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), filtered)
         return fullest([self.of_policy(rows), judging, replying])
 
     def _learning(self, rows: int) -> dict[str, Peaks]:

@@ -19,7 +19,8 @@ from selfeval.backbone.shared_prefixes import PrefixLayout, uniform_layout
 from selfeval.config import CriticConfig, EvaluatorConfig, Pooling, RunConfig
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Batch, Request
+from selfeval.rollout.batch import Batch, joins_rows
+from selfeval.rollout.engine import Request
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import member_roles
 from selfeval.stages.shards import START
@@ -32,6 +33,7 @@ from selfeval.training.learners.learner import Peak
 from selfeval.training.scoring import EvaluatorScorer
 
 __all__ = [
+    "UNFILTERED",
     "Shape",
     "ShapeLoop",
     "add_optimizer",
@@ -209,25 +211,38 @@ def _experience(shape: Shape, *, critic: bool) -> Experience:
 # -- sampling -------------------------------------------------------------------------------------------------------------
 
 
+UNFILTERED = Request(Prompt(()))
+"""Sampling from the whole distribution, without a prompt."""
+
+
 def rollout_peak(
-    backbone: ShapeBackbone, shape: Shape, *, prompts: int, top_p: float, role: str, guide: Guide | None = None
+    backbone: ShapeBackbone,
+    shape: Shape,
+    *,
+    prompts: int,
+    role: str,
+    settings: Request = UNFILTERED,
+    waiting: bool = False,
+    guide: Guide | None = None,
 ) -> Peaks:
     """Trace the first and the last steps of a batch of the engine, and return the peak by device and kind.
 
     Args:
         shape: of the batch.
         prompts: number of distinct prompts.
-        top_p: 1 samples from the whole distribution.
         role: acting role.
+        settings: sampling settings, without a prompt. Default: the whole distribution at temperature 1.
+        waiting: whether further requests wait for a place in the batch, which has more columns then. Default: False.
         guide: optional value guidance.
     """
     meter = backbone.footprint()
     # Equal prompts share their prefill in the engine, so use exactly `prompts` different ones.
-    requests = [Request(Prompt((row % prompts,) * shape.prompt), top_p=top_p) for row in range(shape.rows)]
+    count = shape.rows + (waiting and joins_rows(backbone, guide))
+    requests = [replace(settings, prompt=Prompt((row % prompts,) * shape.prompt)) for row in range(count)]
     with torch.no_grad(), backbone.shapes, meter, backbone.acting_as(role):
-        batch = Batch(backbone, requests, range(shape.rows), shape.reply, (), (), 0, guide)
+        batch = Batch(backbone, requests, range(count), shape.reply, (), (), 0, guide, places=shape.rows)
         layers = _metered(batch, meter)
-        tokens = batch.draw(batch.prefill()[0], 0)
+        tokens = batch.draw(batch.prefill()[0])
         # The last two steps; in the very last, the rows move together because one is finished.
         for step, rows in ((shape.reply - 2, shape.rows), (shape.reply - 1, max(1, shape.rows - 1))):
             if step > 0:
@@ -236,7 +251,7 @@ def rollout_peak(
                 for layer in layers:
                     layer.length = length
                 attention = torch.ones(len(tokens), length, dtype=torch.int64)
-                tokens = batch.draw(batch.advance(range(rows), tokens, attention)[0], step)
+                tokens = batch.draw(batch.advance(range(rows), tokens, attention)[0])
     return meter.peaks
 
 
@@ -244,9 +259,7 @@ def _metered(batch: Batch, meter: Footprint) -> list[PreallocatedLayer]:
     """Replace the preallocated layers of a batch's caches by layers that label their tensors, and return these."""
     found = []
     for part in batch.passes:
-        layers = [
-            _MeteredLayer(meter, layer.room) if isinstance(layer, PreallocatedLayer) else layer for layer in part.cache.layers
-        ]
+        layers = [_MeteredLayer(meter, layer) if isinstance(layer, PreallocatedLayer) else layer for layer in part.cache.layers]
         part.cache.layers = layers
         found += [layer for layer in layers if isinstance(layer, PreallocatedLayer)]
     return found
@@ -255,12 +268,12 @@ def _metered(batch: Batch, meter: Footprint) -> list[PreallocatedLayer]:
 class _MeteredLayer(PreallocatedLayer):
     """The engine's cache layer, which labels its tensors as `kv_cache`."""
 
-    def __init__(self, meter: Footprint, room: int) -> None:
-        super().__init__(room)
+    def __init__(self, meter: Footprint, layer: PreallocatedLayer) -> None:
+        super().__init__(layer.room, layer.rows, layer.length)
         self.meter = meter
 
-    def _empty(self, states: Tensor) -> Tensor:
-        made = super()._empty(states)
+    def _empty(self, states: Tensor, rows: int, columns: int) -> Tensor:
+        made = super()._empty(states, rows, columns)
         self.meter.label([made], "kv_cache")
         return made
 

@@ -85,6 +85,11 @@ class ReplyProgress:
         if thinking is not None and thinking.opened_by(prompt):
             self._open()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last token is in a chain of thought."""
+        return self._is_open
+
     def add(self, token: int) -> None:
         """Add a sampled token."""
         self.length += 1

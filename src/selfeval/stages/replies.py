@@ -26,6 +26,7 @@ from selfeval.errors import LoopError
 from selfeval.records import Question, ReferenceAnswer, Reply, Split
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
+from selfeval.rollout.stop_strings import before_stop
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, ReplyLimit, decide_limit, read_limit
 from selfeval.stages.context import Context
@@ -152,6 +153,10 @@ class WriteReplies:
             batch_size=self.batch_size,
             thinking=self._thinking(model),
         )
+        rollouts = [
+            before_stop(rollout, request.stop_strings, model.backbone.loaded)
+            for request, rollout in zip(requests, rollouts, strict=True)
+        ]
         return [_Written(*row, "sample") for row in zip(numbered, requests, rollouts, strict=True)]
 
     def _request(self, model: ModelHandle, question: Question, number: int) -> Request:
@@ -160,7 +165,15 @@ class WriteReplies:
             return Request(prompt, self.test_temperature, self.test_top_p)
         rng = self.draws.random("replies", question.id, number)
         # Named by question and reply, not by shard: another shard size draws the same temperatures.
-        return Request(prompt, rng.uniform(*self.config.temperature), rng.uniform(*self.config.top_p))
+        return Request(
+            prompt,
+            rng.uniform(*self.config.temperature),
+            rng.uniform(*self.config.top_p),
+            top_k=self.config.top_k,
+            min_p=self.config.min_p,
+            repetition_penalty=self.config.repetition_penalty,
+            stop_strings=self.config.stop_strings,
+        )
 
     def _beamed(self, model: ModelHandle, numbered: Sequence[Numbered]) -> list[_Written]:
         requests = [Request(model.templates.reply_prompt(q)) for q, _ in numbered]

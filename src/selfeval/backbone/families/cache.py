@@ -10,7 +10,7 @@ A release that changes more is met here, and tests/backbone/families/test_cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
@@ -26,6 +26,8 @@ __all__ = [
     "CACHE_FIELD",
     "PreallocatedLayer",
     "RowFacts",
+    "append_rows",
+    "appends_rows",
     "cache_argument",
     "cache_of",
     "check_state",
@@ -35,6 +37,7 @@ __all__ = [
     "preallocated_cache",
     "select_rows",
     "state_arguments",
+    "trim_columns",
 ]
 
 CACHE_FIELD = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
@@ -107,57 +110,111 @@ def is_cache(value: Any) -> bool:
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A full-attention layer's cache whose memory is allocated once: new tokens are written in place.
+    """A full-attention layer's cache whose memory is allocated once: new tokens and new rows are written in place.
 
     transformers' own layer concatenates, which copies all old tokens for every new one.
 
+    Rows share their columns: column `first + length - 1` holds the last token of every row, and shorter rows have padding on
+    their left. Without `rows`, the first update determines the number of rows; with it, rows are added by `append`.
+
     Args:
-        room: tokens that it can hold in addition to those of its first update.
+        room: tokens that it can hold in addition to those of its first update, or to `width`.
+        rows: Optional. Maximum number of rows that `append` adds.
+        width: with `rows`: number of columns of the longest prompt.
+
+    Attributes:
+        length: number of columns in use.
+        first: the first of them.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, rows: int | None = None, width: int = 0) -> None:
         super().__init__()
-        self.room = room
-        self.length = 0
+        self.room, self.rows = room, rows
+        self.first, self.length = 0, 0 if rows is None else width
+        self._whole: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new states behind the old ones and return views of all of them, `[B, heads, T, D]`."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys = self._empty(key_states)
-            self.values = self._empty(value_states)
-        end = self.length + key_states.shape[-2]
+            self._allocate(key_states, value_states, len(key_states), key_states.shape[-2] + self.room)
+        new = key_states.shape[-2]
+        self._make_room(new)
+        start, end = self.first + self.length, self.first + self.length + new
+        for states, more in zip(self._states(), (key_states, value_states), strict=True):
+            states[:, :, start:end] = more
+        self.length += new
+        keys, values = self._states()
+        return keys[:, :, self.first : end], values[:, :, self.first : end]
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Add rows of whole prompts `[N, heads, P, D]`, right-aligned to the rows that are there."""
+        if self._whole is None:
+            assert self.rows is not None
+            self._allocate(keys, values, self.rows, self.length + self.room)
+            self._take(0)
+        assert self._whole is not None
+        before, end = len(self._states()[0]), self.first + self.length
+        for whole, states in zip(self._whole, (keys, values), strict=True):
+            new = whole[before : before + len(states)]
+            new[:, :, end - states.shape[-2] : end] = states
+            # Masked, but attention multiplies it by zero: uninitialised memory may hold NaN.
+            new[:, :, self.first : end - states.shape[-2]] = 0
+        self._take(before + len(keys))
+
+    def trim(self, columns: int) -> None:
+        """Drop the first columns, which are padding in every row."""
+        self.first += columns
+        self.length -= columns
+
+    def _make_room(self, new: int) -> None:
+        """Move the columns to the front if there is no room for new ones behind them."""
+        if not self.first or self.first + self.length + new <= self._states()[0].shape[-2]:
+            return
+        for states in self._states():
+            # In steps of `first` columns, so that source and target of a copy do not overlap.
+            for start in range(0, self.length, self.first):
+                stop = min(start + self.first, self.length)
+                states[:, :, start:stop] = states[:, :, self.first + start : self.first + stop]
+        self.first = 0
+
+    def _allocate(self, keys: Tensor, values: Tensor, rows: int, columns: int) -> None:
+        self.lazy_initialization(keys, values)
+        self._whole = self._empty(keys, rows, columns), self._empty(values, rows, columns)
+        self._take(rows)
+
+    def _empty(self, states: Tensor, rows: int, columns: int) -> Tensor:
+        _, heads, _, size = states.shape
+        return states.new_empty(rows, heads, columns, size)
+
+    def _take(self, rows: int) -> None:
+        """Let this many of the allocated rows be in use."""
+        assert self._whole is not None
+        self.keys, self.values = (states[:rows] for states in self._whole)
+
+    def _states(self) -> tuple[Tensor, Tensor]:
         assert self.keys is not None
         assert self.values is not None
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def _empty(self, states: Tensor) -> Tensor:
-        batch, heads, length, size = states.shape
-        return states.new_empty(batch, heads, length + self.room, size)
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.length
 
     def move_rows(self, to: Tensor, source: Tensor, count: int) -> None:
         """Move rows in place and keep the first `count`: only the moved rows are copied, and only what is written of them."""
-        if self.is_initialized:
-            assert self.keys is not None
-            assert self.values is not None
-            to, source = to.to(self.keys.device), source.to(self.keys.device)
-            for states in (self.keys, self.values):
-                if len(to):
-                    states[to, :, : self.length] = states[source, :, : self.length]
-            self.keys, self.values = self.keys[:count], self.values[:count]
+        if not self.is_initialized:
+            return
+        columns = slice(self.first, self.first + self.length)
+        for states in self._states():
+            if len(to):
+                # Each layer's cache is on the device that computes the layer.
+                states[to.to(states.device), :, columns] = states[source.to(states.device), :, columns]
+        self._take(count)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
-            assert self.keys is not None
-            assert self.values is not None
-            rows = beam_idx.to(self.keys.device)  # each layer's cache is on the device that computes the layer
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            keys, values = (states[beam_idx.to(states.device)] for states in self._states())
+            self._whole = keys, values
+            self._take(len(keys))
 
 
 class RowFacts(DynamicLayer):
@@ -200,12 +257,59 @@ def empty_cache(config: Any) -> DynamicCache:
     return DynamicCache(config=config)
 
 
-def preallocated_cache(config: Any, room: int) -> DynamicCache:
-    """Return a cache for a model of this config; layers that keep everything get `room`, others are those of transformers."""
+def preallocated_cache(config: Any, room: int, rows: int | None = None, width: int = 0) -> DynamicCache:
+    """Return a cache for a model of this config; layers that keep everything get `room`, others are those of transformers.
+
+    Args:
+        config: of the model.
+        room, rows, width: as in `PreallocatedLayer`.
+    """
     cache = DynamicCache(config=config)
     # Exactly DynamicLayer, because its subclasses have a sliding window or further state.
-    cache.layers = [PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(room, rows, width) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def appends_rows(loaded: Any) -> bool:
+    """Return whether new rows can join the cache of a batch: all of its layers keep everything, and nothing else per row.
+
+    Args:
+        loaded: the model (`backbone.load.LoadedModel`).
+    """
+    layers = empty_cache(loaded.model.config).layers
+    return (
+        bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and not getattr(loaded.model, "keeps_row_facts", False)
+    )
+
+
+def append_rows(cache: DynamicCache, prompts: DynamicCache, owners: Sequence[int], device: Any) -> None:
+    """Add rows to a cache with `rows`, each with the prompt of a row of another cache.
+
+    Args:
+        cache: the cache that rows are added to.
+        prompts: cache after the prompts.
+        owners: for each new row, the row of its prompt.
+        device: device of the index.
+    """
+    index = torch.tensor(owners, device=device)
+    for layer, source in zip(_preallocated(cache), _preallocated(prompts), strict=True):
+        keys, values = (states[:, :, : source.length] for states in source._states())
+        rows = index.to(keys.device)
+        layer.append(keys[rows], values[rows])
+
+
+def trim_columns(cache: DynamicCache, columns: int) -> None:
+    """Drop columns at the front that are padding in every row."""
+    for layer in _preallocated(cache):
+        layer.trim(columns)
+
+
+def _preallocated(cache: DynamicCache) -> Iterator[PreallocatedLayer]:
+    for layer in cache.layers:
+        assert isinstance(layer, PreallocatedLayer), "appends_rows refuses such a cache"
+        yield layer
 
 
 def select_rows(cache: DynamicCache, rows: Sequence[int], device: Any) -> None:

@@ -332,6 +332,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
     """ChatGLM-6B with its output layer."""
 
+    keeps_row_facts = True  # `AnswerStart`, in its cache
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: ChatGLMConfig) -> None:

@@ -1,0 +1,84 @@
+"""Requests for replies and the replies that were sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfeval.prompt import Prompt
+from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
+
+__all__ = ["Request", "Rollout"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for one reply: prompt and sampling parameters.
+
+    Attributes:
+        prompt: the prompt.
+        temperature: of the distribution, >= 0; 0 is greedy. Default: 1.
+        top_p: probability of the nucleus (Holtzman et al. 2020), in (0, 1]. Default: 1 (off).
+        stream: Optional. Number of its random stream, from 0 to 2**64 - 1. Default: its index among the requests.
+        top_k: number of tokens to sample from, the likeliest ones; 0: all. Default: 0.
+        min_p: least probability of a token, as a share of that of the likeliest (Nguyen et al. 2024), in [0, 1]. Default: 0.
+        repetition_penalty: divisor of the positive logits of tokens that prompt or reply have already, and factor of the
+            negative ones (Keskar et al. 2019), > 0. Default: 1 (off).
+        stop_strings: texts that end the reply; the token that completes one is its last. Default: none.
+    """
+
+    prompt: Prompt
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stream: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled reply.
+
+    Attributes:
+        ids: sampled tokens, including the end-of-sequence token.
+        logprobs: log-prob of each token in nats at the sampling temperature (1 if greedy), before filters (top-k, top-p,
+            min-p) and repetition penalty; under the guided distribution if a guide was used.
+        finished: whether an end-of-sequence token or a stop string was sampled before the limit.
+        watched: log-probs of the watched tokens at temperature 1 for each step, `[T][W]`; empty by default.
+        hidden: number of leading tokens that are thinking, markers included. Default: 0.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    watched: tuple[tuple[float, ...], ...] = ()
+    hidden: int = 0
+
+    @property
+    def thinking_ids(self) -> tuple[int, ...]:
+        """The tokens that judge and evaluator do not read."""
+        return self.ids[: self.hidden]
+
+    @property
+    def reply_ids(self) -> tuple[int, ...]:
+        """The tokens after the thinking; empty if the reply was cut off in it."""
+        return self.ids[self.hidden :]
+
+    def within(self, limit: int, prompt: Prompt, thinking: ThinkingTokens | None = None) -> Rollout:
+        """Return the rollout that the same random numbers give with these limits, which are not higher than its own were.
+
+        Args:
+            limit: maximum number of tokens of the reply.
+            prompt: prompt of the reply.
+            thinking: Optional. Markers and limit of the thinking. Default: none is recognised.
+        """
+        progress = ReplyProgress(limit, len(self.ids), prompt, thinking)
+        for token in self.ids:
+            progress.add(token)
+            if progress.length >= progress.limit:
+                break
+        kept = progress.length
+        finished = self.finished and kept == len(self.ids)
+        hidden = progress.hidden(finished=finished)
+        return Rollout(self.ids[:kept], self.logprobs[:kept], finished, self.watched[:kept], hidden)
