@@ -171,6 +171,9 @@ class Footprint(TorchDispatchMode):
             self._live[key] = (kind, device, size)
             self._now[device][before] -= size
             self._now[device][kind] += size
+            # The peak may be the moment at which the tensor was made, under its first kind.
+            if self._total[device] == self.peaks[device].total():
+                self.peaks[device] = self._now[device].copy()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -289,7 +289,7 @@ def append_rows(cache: DynamicCache, prompts: DynamicCache, owners: Sequence[int
 
     Args:
         cache: the cache that rows are added to.
-        prompts: cache after the prompts.
+        prompts: cache after the prompts; its layers are released one by one, so that both never hold everything.
         owners: for each new row, the row of its prompt.
         device: device of the index.
     """
@@ -298,6 +298,8 @@ def append_rows(cache: DynamicCache, prompts: DynamicCache, owners: Sequence[int
         keys, values = (states[:, :, : source.length] for states in source._states())
         rows = index.to(keys.device)
         layer.append(keys[rows], values[rows])
+        source.keys = source.values = source._whole = None
+        del keys, values
 
 
 def trim_columns(cache: DynamicCache, columns: int) -> None:
