@@ -17,7 +17,7 @@ from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logpr
 from selfeval.config import LoraConfig
 from selfeval.errors import LoopError, MemoryLimitError, ModelError, RoleError
 from selfeval.prompt import Image, Prompt
-from selfeval.rollout.batch import _distinct_prompts
+from selfeval.rollout.batch import Batch, _distinct_prompts
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, _by_length, generate
 from token_prompts import as_prompts
@@ -107,6 +107,36 @@ def test_batches_of_any_size_give_the_same_greedy_replies() -> None:
     small = sample(backbone, requests, batch_size=3, advance=finished.append)
     assert [r.ids for r in small] == [r.ids for r in sample(backbone, requests)]
     assert sum(finished) == len(requests)
+
+
+def test_requests_that_join_a_running_batch_get_the_replies_of_a_batch_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = trained("llama", eos=(1, 20, 21, 22))
+    requests = [Request(Prompt(p), 1.1) for p in PROMPTS * 20]
+    expected = [sample(backbone, [request], seed=3, first=i)[0] for i, request in enumerate(requests)]
+    joined: list[int] = []
+    join = Batch._join
+    monkeypatch.setattr(Batch, "_join", lambda self, count, width: (joined.append(count), join(self, count, width))[1])
+    found = sample(backbone, requests, seed=3, batch_size=8)
+    assert joined[0] == 8  # then whenever an eighth of the places is free
+    assert len(joined) > 20
+    assert sum(joined) == len(requests)
+    assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+def test_prompts_are_read_in_passes_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = trained("llama")
+    requests = [Request(Prompt(p), 0.0) for p in PROMPTS for _ in range(3)]
+    expected = sample(backbone, requests)
+    seen: list[tuple[int, ...]] = []
+    backbone.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr("selfeval.rollout.batch._PREFILL_TOKENS", {"cpu": 8})
+    assert [r.ids for r in sample(backbone, requests)] == [r.ids for r in expected]
+    # The longest alone; those of 4 and 3 tokens share a pass of 2 x 4, those of 2 and 1 one of 2 x 2.
+    assert seen[:3] == [(1, 6), (2, 4), (2, 2)]
 
 
 # -- log-probs ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from selfeval.backbone.families.cache import (
     CACHE_FIELD,
     PreallocatedLayer,
     RowFacts,
+    append_rows,
+    appends_rows,
     cache_argument,
     cache_of,
     check_state,
@@ -19,6 +21,7 @@ from selfeval.backbone.families.cache import (
     preallocated_cache,
     select_rows,
     state_arguments,
+    trim_columns,
 )
 from selfeval.errors import ModelError
 
@@ -165,3 +168,54 @@ def test_numbers_of_rows_move_with_their_rows_and_replace_earlier_ones() -> None
     found = RowFacts.of(cache)
     assert found is not None
     assert found.facts_BN.tolist() == [[5, 6], [1, 2], [1, 2]]
+
+
+# -- rows that join -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_join_right_aligned_and_columns_move_to_the_front_when_there_is_no_room() -> None:
+    """A plain list of rows does the same steps: each row is its own tokens, and what comes before them is not read."""
+    torch.manual_seed(0)
+    config = tiny_models.tiny_config("llama", 40)
+    cache = preallocated_cache(config, room=3, rows=3, width=5)
+    rows: list[torch.Tensor] = []
+
+    def join(*prompts: int) -> None:
+        read = preallocated_cache(config, room=0)
+        new = torch.randn(len(prompts), 3, max(prompts), 4)
+        for layer in range(2):
+            read.update(new + layer, new - layer, layer)
+        append_rows(cache, read, list(range(len(prompts))), "cpu")
+        rows.extend(row[:, -count:] for row, count in zip(new, prompts, strict=True))
+
+    def step() -> None:
+        more = states(1, rows=len(rows))
+        for layer in range(2):
+            keys, values = cache.update(more + layer, more - layer, layer)
+            for place, row in enumerate(rows):
+                if layer == 0:
+                    rows[place] = row = torch.cat([row, more[place]], dim=1)
+                assert torch.equal(keys[place, :, -row.shape[1] :], row + layer)
+                assert torch.equal(values[place, :, -row.shape[1] :], row - layer)
+            assert not keys.isnan().any()
+
+    join(5, 4, 2)
+    address = cache.layers[0].keys.data_ptr()
+    for _ in range(2):
+        step()
+    select_rows(cache, [2, 1], "cpu")  # the first row is finished
+    rows[:] = [rows[2], rows[1]]
+    trim_columns(cache, 1)  # the longest row has 6 of 7 columns
+    assert cache.get_seq_length() == 6
+    join(1)
+    for _ in range(2):  # the second step has no room behind the columns in use
+        step()
+    assert cache.layers[0].first == 0
+    assert cache.layers[0].keys.data_ptr() == address
+    assert cache.get_seq_length() == 8
+
+
+def test_rows_join_where_all_layers_keep_everything_and_nothing_else() -> None:
+    for family, joins in (("llama", True), ("gpt2", True), ("bloom", True), ("mamba", False), ("falcon_h1", False)):
+        assert appends_rows(tiny_models.backbone(family).loaded) == joins, family
+    assert not appends_rows(tiny_models.backbone("mistral", sliding_window=4).loaded)
