@@ -31,7 +31,17 @@ from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 
-__all__ = ["Batch", "Request", "Rollout", "Tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
+__all__ = [
+    "Batch",
+    "Request",
+    "Rollout",
+    "Tally",
+    "add_to_tally",
+    "check_prompts",
+    "count_tokens",
+    "generate",
+    "visible_ids",
+]
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,13 @@ def count_tokens() -> Iterator[Tally]:
         _TALLY.reset(before)
 
 
+def add_to_tally(requests: Sequence[Request], rollouts: Sequence[Rollout]) -> None:
+    """Count the tokens of a finished batch in the block of `count_tokens`, if there is one."""
+    if tally := _TALLY.get():
+        tally.read += sum(len(prompt.ids) for prompt in {request.prompt for request in requests})
+        tally.written += sum(len(rollout.ids) for rollout in rollouts)
+
+
 def visible_ids(backbone: Backbone, rollout: Rollout) -> tuple[int, ...]:
     """Return the tokens of a reply that are scored; a reply that was cut off in its reasoning counts as an empty one.
 
@@ -189,12 +206,9 @@ def generate(
     results: dict[int, Rollout] = {}
     # The roles of a guide read the same tokens in separate rows, which take memory as well.
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
-    tally = _TALLY.get()
     for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, batch_size, of_group):
         results.update({order[i]: rollout for i, rollout in zip(group, rollouts, strict=True)})
-        if tally:
-            tally.read += sum(len(prompt.ids) for prompt in {requests[order[i]].prompt for i in group})
-            tally.written += sum(len(rollout.ids) for rollout in rollouts)
+        add_to_tally([requests[order[i]] for i in group], rollouts)
         if advance:
             advance(len(group))
     return [results[i] for i in range(len(requests))]
