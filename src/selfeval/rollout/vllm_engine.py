@@ -17,6 +17,7 @@ import itertools
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class VLLMEngine:
         if pick_device(config.device).type != "cuda":
             raise ConfigError('backbone.engine = "vllm" needs a GPU, and torch sees none here; set backbone.engine = "own"')
         self._model, self._config = model, config
-        self._files = tempfile.TemporaryDirectory(prefix="selfeval-vllm-")
+        self._folder = Path(tempfile.mkdtemp(prefix="selfeval-vllm-"))
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._llm: Any = None
         self._adapters: dict[str, _Adapter] = {}
         self._numbers = itertools.count(1)
@@ -181,7 +183,7 @@ class VLLMEngine:
         """Drop the copy of the weights and the files of the adapters."""
         self._llm = None
         self._adapters.clear()
-        self._files.cleanup()
+        self._remove_folder()
 
     # -- the copy ---------------------------------------------------------------------------------------------------------
 
@@ -243,7 +245,7 @@ class VLLMEngine:
         # A new number and name for every version: vLLM identifies adapters, and the prefixes it caches, by them.
         number = next(self._numbers)
         name = f"{role}-{number}"
-        folder = Path(self._files.name) / name
+        folder = self._folder / name
         save_role(backbone, role, folder)
         request = self._vllm.lora.request.LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
         self._adapters[role] = _Adapter(digest, folder, request)
