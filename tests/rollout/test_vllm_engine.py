@@ -14,6 +14,7 @@ import standin_vllm
 import tiny_models
 from processes import python
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import BackboneConfig, LoraConfig, RunConfig
@@ -296,7 +297,7 @@ def test_a_machine_without_a_gpu_is_refused(
     ("changes", "message"),
     [
         ({"precision": "nf4"}, "this base is in nf4"),
-        ({"placement": object()}, "spread over several devices"),
+        ({"placement": DeviceMap("cuda:0", (), ("0", "1"), ("cuda:0", "cpu"), {})}, "spread over several devices"),
     ],
 )
 def test_a_base_without_an_equal_copy_is_refused(

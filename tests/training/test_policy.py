@@ -24,7 +24,6 @@ from selfeval.prompt import Prompt
 from selfeval.rollout import engines
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
-from selfeval.training import experience as experiences
 from selfeval.training import policy, policy_updates
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Samples, Scores

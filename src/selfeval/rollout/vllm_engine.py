@@ -104,7 +104,7 @@ class VLLMEngine:
                 f'backbone.engine = "vllm" would sample from the weights that are not quantised, and this base is in '
                 f'{loaded.precision}; set backbone.precision = "bf16", or backbone.engine = "own"'
             )
-        if loaded.placement is not None:
+        if loaded.placement is not None and not loaded.placement.is_whole:
             raise ConfigError(
                 'backbone.engine = "vllm" needs room for a second copy of the weights on one GPU, and this base is spread over '
                 'several devices; set backbone.engine = "own"'
