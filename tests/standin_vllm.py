@@ -1,6 +1,7 @@
 """A stand-in of vLLM's Python API on transformers and PEFT, for tests on a machine without a GPU.
 
-The names, arguments and results are those of vLLM 0.26 to 0.33 that `selfeval.rollout.vllm_engine` uses: `LLM(...)`,
+The names, arguments and results are those of vLLM's sources of 2026 (vllm/entrypoints/llm.py, sampling_params.py, outputs.py;
+lora/request.py of 0.26.0), as far as `selfeval.rollout.vllm_engine` uses them: `LLM(...)`,
 `LLM.generate`, `LLM.sleep`, `LLM.wake_up`, `LLM.llm_engine.remove_lora`, `SamplingParams` and `LoRARequest`. Any other argument
 raises a TypeError. The model is read from its folder and the adapter from the folder of the request, so it really samples, and
 really swaps adapters. It has none of vLLM's kernels, batching, memory management or processes.
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -116,9 +117,9 @@ class LLM:
         made: class attribute: all instances.
     """
 
-    noise: float = 0.0
-    misreported: float = 0.0
-    made: list[LLM] = []
+    noise: ClassVar[float] = 0.0
+    misreported: ClassVar[float] = 0.0
+    made: ClassVar[list[LLM]] = []
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import BackboneConfig, LoraConfig, RunConfig
 from selfeval.errors import ConfigError, LoopError, ModelError, RoleError
 from selfeval.prompt import Image, Prompt
-from selfeval.rollout.engine import Request, Rollout, count_tokens, generate
+from selfeval.rollout.engine import Request, Rollout, count_tokens
 from selfeval.rollout.engines import OwnEngine, RolloutEngine, make_engine
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.thinking import ThinkingTokens
@@ -170,9 +170,7 @@ def test_a_reply_depends_on_its_seed_and_stream_alone(folder: Path, backbone: Ba
 def test_a_further_stop_token_ends_a_reply(folder: Path, backbone: Backbone, vllm: type[LLM]) -> None:
     expected = sample(OwnEngine(), backbone, GREEDY)
     stop = expected[0].ids[1]
-    close_to(
-        sample(engine_of(folder), backbone, GREEDY, stop=(stop,)), sample(OwnEngine(), backbone, GREEDY, stop=(stop,))
-    )
+    close_to(sample(engine_of(folder), backbone, GREEDY, stop=(stop,)), sample(OwnEngine(), backbone, GREEDY, stop=(stop,)))
 
 
 @pytest.mark.parametrize("limit", [None, 3])
@@ -208,9 +206,7 @@ def test_tokens_are_counted_and_progress_is_told(folder: Path, backbone: Backbon
 # -- what the log-probs say ---------------------------------------------------------------------------------------------
 
 
-def test_log_probs_that_are_off_stop_the_sampling(
-    folder: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_probs_that_are_off_stop_the_sampling(folder: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     standin_vllm.install(monkeypatch, misreported=0.25)
     message = r'differ by 0\.25 nats per token on average for the role "policy", more than backbone.vllm.max_difference = 0\.1'
     with pytest.raises(LoopError, match=message):
@@ -224,9 +220,7 @@ def test_another_distribution_stops_the_sampling(folder: Path, backbone: Backbon
         sample(engine_of(folder), backbone, SAMPLED)
 
 
-def test_log_probs_are_compared_again_after_a_change(
-    folder: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_probs_are_compared_again_after_a_change(folder: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm, engine = standin_vllm.install(monkeypatch), engine_of(folder)
     sample(engine, backbone, SAMPLED)
     monkeypatch.setattr(vllm, "misreported", 0.25)
@@ -285,9 +279,7 @@ def test_a_missing_vllm_is_named_before_anything_runs(folder: Path, monkeypatch:
         check_input(config)
 
 
-def test_a_machine_without_a_gpu_is_refused(
-    folder: Path, vllm: type[LLM], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_a_gpu_is_refused(folder: Path, vllm: type[LLM], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfeval.rollout.vllm_engine.pick_device", lambda wanted: torch.device("cpu"))
     with pytest.raises(ConfigError, match="needs a GPU, and torch sees none here"):
         make_engine(str(folder), BackboneConfig(engine="vllm"))
@@ -314,9 +306,7 @@ def test_a_base_without_an_equal_copy_is_refused(
 
 
 @pytest.mark.parametrize("options", [{"watch": (3,)}, {"guide": Guide(("q",), 1.0)}])
-def test_calls_that_need_logits_are_refused(
-    folder: Path, backbone: Backbone, vllm: type[LLM], options: dict[str, Any]
-) -> None:
+def test_calls_that_need_logits_are_refused(folder: Path, backbone: Backbone, vllm: type[LLM], options: dict[str, Any]) -> None:
     with pytest.raises(LoopError, match="vLLM returns no logits"):
         sample(engine_of(folder), backbone, SAMPLED, **options)
 

@@ -177,7 +177,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "nats per token",
             '(with `backbone.engine = "vllm"`, as the four below) mean absolute difference between the log-probs of the engine '
             "and of the base",
-            "about 0.01 in bf16. Watchdog: above 0.05",
+            "close to 0. Watchdog: above 0.05",
         ),
         Metric("engine_max_difference", "nats", "the largest such difference of a token", "below 1"),
         Metric(
@@ -270,8 +270,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "name",
             "",
-            "`not_finite`, `ratio_not_one`, `engine_disagrees`, `negative_kl`, `kl_runaway`, `length_drift`, `entropy_collapse`, "
-            "`repeated_reply`, `judge_disagrees`",
+            "`not_finite`, `ratio_not_one`, `engine_disagrees`, `negative_kl`, `kl_runaway`, `length_drift`, "
+            "`entropy_collapse`, `repeated_reply`, `judge_disagrees`",
             "",
         ),
         Metric("message", "", "observation, in a sentence", ""),

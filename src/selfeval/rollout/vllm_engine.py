@@ -1,8 +1,8 @@
 """Sampling with vLLM, which holds a second copy of the base's weights; the adapter of the acting role is swapped in.
 
-vLLM is imported when the engine is made, so only where the configuration asks for it. What it promises, and what was tested, is
-in docs/concepts/engines.md. The calls follow the Python API of vLLM 0.26 to 0.33: `LLM.generate` on token ids with one
-`SamplingParams` per request, and a `LoRARequest` for the adapter.
+vLLM is imported when the engine is created, and the engine only if the configuration selects it. What was tested is described in
+docs/concepts/engines.md. The calls follow vLLM's sources of 2026: `LLM.generate` on token ids with one `SamplingParams` per
+request, and a `LoRARequest` for the adapter.
 
 The differences from the engine on the backbone's weights are covered in three ways. End tokens and lengths are passed
 explicitly, because vLLM would use those of the generation config. Log-probs are those of the distribution that was sampled from
@@ -288,9 +288,7 @@ class VLLMEngine:
         return found
 
     @torch.no_grad()
-    def _scored(
-        self, backbone: Backbone, requests: Sequence[Request], rollouts: Sequence[Rollout]
-    ) -> list[tuple[float, ...]]:
+    def _scored(self, backbone: Backbone, requests: Sequence[Request], rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
         """Compute the log-probs of replies on the backbone, each at the temperature of its request."""
 
         def of_group(group: list[int]) -> list[tuple[float, ...]]:
