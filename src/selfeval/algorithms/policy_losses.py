@@ -89,10 +89,10 @@ def truncated_importance_weights(logprobs_BT: Tensor, behaviour_logprobs_BT: Ten
 
     μ is the distribution that the token was drawn from, and π the same policy as the trainer computes it. The two differ if an
     inference engine has other kernels or another precision. Given the tokens before it, the loss of a token times w has the
-    expectation of the loss under π, except where the ratio exceeds C; the bound keeps the variance finite. w is not the ratio of
-    PPO, whose numerator is the policy during the update and whose denominator is π. Yao et al. 2025
-    (https://fengyao.notion.site/off-policy-rl) call it truncated importance sampling; the truncation is that of ρ in Espeholt et
-    al. 2018, IMPALA, section 4.1 (https://arxiv.org/abs/1802.01561).
+    expectation of the loss under π, except where the ratio exceeds C; the bound keeps the variance finite. w is not the ratio
+    of PPO, whose numerator is the policy during the update and whose denominator is π. Yao et al. 2025
+    (https://fengyao.notion.site/off-policy-rl) call it truncated importance sampling; the truncation is that of ρ in Espeholt
+    et al. 2018, IMPALA, section 4.1 (https://arxiv.org/abs/1802.01561).
 
     Args:
         logprobs_BT: [B, T], log π of the sampled token before the update, <= 0; no gradient.

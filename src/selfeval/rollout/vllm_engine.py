@@ -1,7 +1,7 @@
 """Sampling with vLLM, which holds a second copy of the base's weights; the adapter of the acting role is swapped in.
 
-vLLM is imported when the engine is created, and the engine only if the configuration selects it. What was tested is described in
-docs/concepts/engines.md. The calls follow vLLM's sources of 2026: `LLM.generate` on token ids with one `SamplingParams` per
+vLLM is imported when the engine is created, and the engine only if the configuration selects it. What was tested is described
+in docs/concepts/engines.md. The calls follow vLLM's sources of 2026: `LLM.generate` on token ids with one `SamplingParams` per
 request, and a `LoRARequest` for the adapter.
 
 The differences from the engine on the backbone's weights are covered in three ways. End tokens and lengths are passed
