@@ -25,7 +25,6 @@ from selfeval.rollout.engines import OwnEngine, RolloutEngine, make_engine
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.rollout.vllm_engine import VLLMEngine, _seed
-from selfeval.stages.graph import stage_keys
 from selfeval.stages.preflight import check_input
 from standin_vllm import LLM
 
@@ -319,18 +318,3 @@ def test_images_and_missing_or_mixed_roles_are_refused(folder: Path, backbone: B
         engine.generate(backbone, SAMPLED, max_new_tokens=2, seed=0)
     with backbone.acting_as([BASE, POLICY]), pytest.raises(RoleError, match="one role at a time"):
         engine.generate(backbone, SAMPLED[:2], max_new_tokens=2, seed=0)
-
-
-# -- configuration ------------------------------------------------------------------------------------------------------
-
-
-def test_only_the_stages_that_sample_depend_on_the_engine(folder: Path) -> None:
-    own = stage_keys(RunConfig(model=str(folder)), [])
-    config = RunConfig(model=str(folder), backbone=BackboneConfig(engine="vllm"))
-    vllm = stage_keys(config, [])
-    assert own["questions"] == vllm["questions"]
-    assert own["replies"] != vllm["replies"]
-    weighted = BackboneConfig.model_validate({"engine": "vllm", "vllm": {"max_weight": 3.0, "memory_share": 0.2}})
-    heavier = stage_keys(RunConfig(model=str(folder), backbone=weighted), [])
-    assert heavier["evaluator"] == vllm["evaluator"]
-    assert heavier["policy"] != vllm["policy"]
