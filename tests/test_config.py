@@ -48,6 +48,32 @@ def test_every_recipe_loads(recipe: Path) -> None:
     assert not config.seeds or Path(config.seeds).is_file()
 
 
+def test_the_settings_of_vllm_are_read_and_kept(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, '[backbone]\nengine = "vllm"\n[backbone.vllm]\nmax_weight = 1.5\nmax_length = 512\n')
+    config = load_config(path, {}, ["backbone.vllm.sleep=false"])
+    vllm = config.backbone.vllm
+    assert (config.backbone.engine, vllm.max_weight, vllm.max_length, vllm.sleep) == ("vllm", 1.5, 512, False)
+    assert config_of_run(json.loads(config.model_dump_json()), tmp_path) == config
+    assert load_config(None, {}).backbone.engine == "own"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "reason"),
+    [
+        ("backbone.device=cpu", "needs a GPU"),
+        ("backbone.precision=nf4", "would sample from the weights that are not quantised"),
+        ("backbone.context.rope_scaling=linear", "does not scale positions"),
+        ("backbone.lora.rank=513", "rank 512 at most, got lora.rank = 513"),
+        ("policy.learner=ilql", "guides decoding by value functions"),
+        ("backbone.vllm.max_weight=0.9", "greater than or equal to 1"),
+    ],
+)
+def test_what_vllm_cannot_do_is_refused(assignment: str, reason: str) -> None:
+    assert reason in _refusal("backbone.engine=vllm", assignment)
+    if "vllm" not in assignment:
+        load_config(None, {}, [assignment])
+
+
 def test_the_embedded_recipe_points_at_the_files_beside_it() -> None:
     config = load_config(RECIPES[-1], {})
     assert (Path(config.model) / "config.json").is_file()

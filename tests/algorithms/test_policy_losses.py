@@ -25,6 +25,7 @@ from selfeval.algorithms.policy_losses import (
     ppo_clip_loss,
     ratio_outside_fraction,
     sequence_ratio,
+    truncated_importance_weights,
 )
 
 ENTRIES = [
@@ -344,3 +345,37 @@ def test_wrong_numbers_are_refused() -> None:
     for buffer in (0, 101):
         with pytest.raises(ValueError, match="buffer must be in"):
             overlong_penalty(x_BT[0], max_length=100, buffer=buffer)
+
+
+# -- truncated importance weights ---------------------------------------------------------------------------------------
+
+
+def test_truncated_weights_are_the_ratio_of_probabilities_up_to_the_limit() -> None:
+    trained = f64([[0.5, 0.2, 0.9, 0.3]]).log()
+    sampled = f64([[0.25, 0.4, 0.3, 0.3]]).log()
+    # 0.5 / 0.25 = 2, 0.2 / 0.4 = 0.5, 0.9 / 0.3 = 3, 0.3 / 0.3 = 1.
+    close(truncated_importance_weights(trained, sampled, limit=2.5), [[2.0, 0.5, 2.5, 1.0]])
+    close(truncated_importance_weights(trained, sampled, limit=1.0), [[1.0, 0.5, 1.0, 1.0]])
+
+
+def test_weighted_samples_of_another_policy_have_the_expectation_of_this_one() -> None:
+    """The sum over all tokens of mu w f is that of pi f where no ratio is truncated, and of min(pi, C mu) f elsewhere."""
+    policy, behaviour, reward = f64([0.6, 0.3, 0.1]), f64([0.2, 0.5, 0.3]), f64([1.0, -2.0, 4.0])
+    loose = truncated_importance_weights(policy.log(), behaviour.log(), limit=3.5)  # the largest ratio is 3
+    close((behaviour * loose * reward).sum(), 0.6 - 0.6 + 0.4)
+    tight = truncated_importance_weights(policy.log(), behaviour.log(), limit=2.0)
+    # Only the first ratio is above 2: 2 x 0.2 = 0.4 takes the place of 0.6.
+    close((behaviour * tight * reward).sum(), 0.4 - 0.6 + 0.4)
+
+
+def test_a_huge_ratio_is_truncated_instead_of_infinite() -> None:
+    found = truncated_importance_weights(torch.tensor([[0.0, -200.0]]), torch.tensor([[-200.0, 0.0]]), limit=2.0)
+    assert found.tolist() == [[2.0, pytest.approx(0.0, abs=1e-30)]]
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0])
+def test_the_limit_of_truncated_weights_is_positive(limit: float) -> None:
+    with pytest.raises(ValueError, match="must be greater than 0"):
+        truncated_importance_weights(torch.zeros(1, 2), torch.zeros(1, 2), limit=limit)
+    with pytest.raises(ValueError, match="same shape"):
+        truncated_importance_weights(torch.zeros(1, 2), torch.zeros(2, 1), limit=2.0)

@@ -59,7 +59,7 @@ VALUES: dict[str, Any] = {
 NUMBERS: dict[str, Any] = {
     "gamma": 0.9, "lam": 0.9, "n": 2, "beta": 0.1, "clip": 0.2, "clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0,
     "max_length": 10, "buffer": 5, "mode": "token_mean", "per": "reply", "expectile": 0.7, "target_entropy": 0.5,
-    "flip_rate": 0.1, "weight": 0.5, "mdp": MDP, "vocabulary": V, "horizon": 2, "how": "min",
+    "flip_rate": 0.1, "weight": 0.5, "limit": 2.0, "mdp": MDP, "vocabulary": V, "horizon": 2, "how": "min",
 }  # fmt: skip
 
 ONE_TENSOR = {

@@ -61,6 +61,7 @@ SETTINGS_OF_THE_BACKBONE = [
     ("memory_budget=2GiB", None),
     ("batch_tokens=100", "evaluator"),
     ("rollout_batch_size=8", "questions"),
+    ("engine=vllm", "replies"),
     ("context.rope_scaling=linear", "questions"),
     ("context.rope_factor=2", "questions"),
     ("context.attention=eager", "questions"),
@@ -72,12 +73,19 @@ SETTINGS_OF_THE_BACKBONE = [
     ("lora.alpha=8", "evaluator"),
     ("lora.rslora=true", "evaluator"),
     ("lora.targets=q_proj", "evaluator"),
+    ("vllm.memory_share=0.2", None),
+    ("vllm.max_length=64", "replies"),
+    ("vllm.sleep=false", None),
+    ("vllm.max_weight=3", "policy"),
+    ("vllm.max_difference=0.2", None),
 ]
 
 
 @pytest.mark.parametrize(("setting", "first"), SETTINGS_OF_THE_BACKBONE)
 def test_a_setting_of_the_backbone_changes_the_keys_of_the_stages_that_depend_on_it(setting: str, first: str | None) -> None:
     given = ["backbone.context.rope_scaling=yarn"]
+    if "vllm" in setting:  # which does not scale positions
+        given = [] if setting.startswith("engine") else ["backbone.engine=vllm"]
     before, after = (stage_keys(load_config(None, {}, [*given, *more]), []) for more in ([], [f"backbone.{setting}"]))
     changed = [name for name in NAMES if before[name] != after[name]]
     assert changed == ([] if first is None else NAMES[NAMES.index(first) :])

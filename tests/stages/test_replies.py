@@ -17,6 +17,7 @@ from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Message, Question, Reply, Split
+from selfeval.rollout import engines
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
 from selfeval.rollout.thinking import ThinkingTokens
@@ -180,7 +181,7 @@ def test_the_thinking_is_kept_in_the_record_and_is_no_part_of_the_reply(
         seen.extend(found := generate(*arguments, **options))
         return found
 
-    monkeypatch.setattr(replies, "generate", sampled)
+    monkeypatch.setattr(engines, "generate", sampled)
     run(made)
     found = [reply for reply in made.store.read("replies", Reply) if reply.sampling_method == "sample"]
     whole = {made.templates.thinking_text(r.thinking_ids) for r in seen}
@@ -235,7 +236,7 @@ def test_replies_continue_the_turns_of_a_conversation(tmp_path: Path, monkeypatc
         seen.update(request.prompt for request in requests)
         return generate(backbone, requests, **options)
 
-    monkeypatch.setattr(replies, "generate", sampled)
+    monkeypatch.setattr(engines, "generate", sampled)
     monkeypatch.setattr(Templates, "grades_with_reference_answer", True)
     run(made)
     assert len({made.templates.reply_prompt(question) for question in asked}) == 2

@@ -18,6 +18,7 @@ from selfeval.errors import RunFolderError
 from selfeval.evaluation.evaluator import JudgedPair
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Split, Verdict, VerdictState
+from selfeval.rollout import engines
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.runs.reader import round_folder
 from selfeval.stages import evaluation, questions, replies
@@ -248,7 +249,7 @@ def test_the_start_replies_and_the_base_gives_the_reference_answers(tmp_path: Pa
         seen.append((backbone.acting, {r.temperature for r in requests}))
         return generate(backbone, requests, **options)
 
-    monkeypatch.setattr(replies, "generate", sampled)
+    monkeypatch.setattr(engines, "generate", sampled)
     monkeypatch.setattr(
         replies,
         "beam_search",

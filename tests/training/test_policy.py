@@ -21,9 +21,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
 from selfeval.prompt import Prompt
+from selfeval.rollout import engines
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
-from selfeval.training import experience as experiences
 from selfeval.training import policy, policy_updates
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Samples, Scores
@@ -306,7 +306,7 @@ def test_a_scoring_that_disagrees_with_sampling_is_noticed(tmp_path: Path, monke
     def warmer(backbone: Backbone, requests: Sequence[Request], **options: Any) -> list[Rollout]:
         return generate(backbone, [Request(r.prompt, 1.3) for r in requests], **options)
 
-    monkeypatch.setattr(experiences, "generate", warmer)
+    monkeypatch.setattr(engines, "generate", warmer)
     _, alarms = train(four_roles(), tmp_path, changed(CONFIG, **{"iterations": 1}))
     assert "ratio_not_one" in {a.name for a in alarms}
 

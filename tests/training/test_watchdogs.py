@@ -35,6 +35,7 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
     assert alarms() == {}
     # Just inside every limit.
     assert alarms(first_ratio=0.02, kl=20.0, length=80.0, entropy=0.02) == {}
+    assert alarms(engine_difference=0.05, engine_truncated=0.01) == {}
     assert alarms(kl=-0.5, length=20.0, repeated=0.5) == {}
     assert alarms(**{**JUDGED, "judge_drop_p": 0.06}) == {}  # no more than noise
     assert alarms(**{**JUDGED, "score_gain": -0.1}) == {}  # both went down: nothing is exploited
@@ -46,6 +47,7 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
         ({"policy_loss": math.nan}, "not_finite", "roll_back"),
         ({"kl": math.inf}, "not_finite", "roll_back"),
         ({"first_ratio": 0.021}, "ratio_not_one", "warn"),
+        ({"engine_difference": 0.051, "engine_truncated": 0.01}, "engine_disagrees", "warn"),
         ({"kl": -0.51}, "negative_kl", "warn"),
         ({"first_ratio": 0.51}, "ratio_not_one", "stop"),
         ({"kl": -5.1}, "negative_kl", "stop"),

@@ -34,6 +34,7 @@ __all__ = [
     "ppo_clip_loss",
     "ratio_outside_fraction",
     "sequence_ratio",
+    "truncated_importance_weights",
 ]
 
 
@@ -79,6 +80,40 @@ def importance_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, *, log_ratio_
     """
     check_scalar(log_ratio_clamp=log_ratio_clamp)
     return torch.exp(_log_ratio(logprobs_BT, old_logprobs_BT, log_ratio_clamp))
+
+
+def truncated_importance_weights(logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, *, limit: float) -> Tensor:
+    """Compute the truncated importance weight of the sampled token, for replies that another program sampled.
+
+    w_t = min(π_t / μ_t, C),   π_t / μ_t = exp(log π_t − log μ_t)
+
+    μ is the distribution that the token was drawn from, and π the same policy as the trainer computes it. The two differ if an
+    inference engine has other kernels or another precision. Given the tokens before it, the loss of a token times w has the
+    expectation of the loss under π, except where the ratio exceeds C; the bound keeps the variance finite. w is not the ratio
+    of PPO, whose numerator is the policy during the update and whose denominator is π. Yao et al. 2025
+    (https://fengyao.notion.site/off-policy-rl) call it truncated importance sampling; the truncation is that of ρ in Espeholt
+    et al. 2018, IMPALA, section 4.1 (https://arxiv.org/abs/1802.01561).
+
+    Args:
+        logprobs_BT: [B, T], log π of the sampled token before the update, <= 0; no gradient.
+        behaviour_logprobs_BT: [B, T], log μ of the same token, at the same temperature, <= 0; no gradient.
+        limit: C, in units of the ratio, > 0; 2 is usual. With at least 1, two equal distributions have weights of 1.
+
+    Returns:
+        [B, T] in [0, C], not masked.
+
+    Raises:
+        ValueError: the shapes differ, or the limit is not positive.
+
+    Example:
+        >>> logprobs, behaviour = torch.tensor([[0.5, 0.25, 0.5]]).log(), torch.tensor([[0.5, 0.5, 0.125]]).log()
+        >>> truncated_importance_weights(logprobs, behaviour, limit=2.0)
+        tensor([[1.0000, 0.5000, 2.0000]])
+    """
+    check_scalar(limit=limit)
+    if limit <= 0:
+        raise ValueError(f"the limit must be greater than 0, got {limit}")
+    return importance_ratio(logprobs_BT, behaviour_logprobs_BT).clamp(max=limit)
 
 
 def ppo_clip_loss(

@@ -6,7 +6,7 @@ suggests the nearest one. This package does not import torch.
 
 from __future__ import annotations
 
-from selfeval.config.backbone import BackboneConfig, ContextConfig, LoraConfig, PlacementConfig
+from selfeval.config.backbone import BackboneConfig, ContextConfig, LoraConfig, PlacementConfig, VLLMConfig
 from selfeval.config.chat import ChatConfig
 from selfeval.config.judges import (
     JUDGES,
@@ -110,6 +110,7 @@ __all__ = [
     "TRPOConfig",
     "TemplateKind",
     "TuningConfig",
+    "VLLMConfig",
     "ValueLearnerConfig",
     "VerdictsConfig",
     "config_of_run",

@@ -6,9 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from selfeval.config.fields import Count, DeviceName, Positive, Section, Size
+from selfeval.config.fields import Count, CountOrNone, DeviceName, Positive, Section, Size
 
-__all__ = ["BackboneConfig", "ContextConfig", "LoraConfig", "PlacementConfig"]
+__all__ = ["BackboneConfig", "ContextConfig", "LoraConfig", "PlacementConfig", "VLLMConfig"]
+
+_MOST_RANK = 512
+"""Largest rank of an adapter that vLLM loads."""
 
 
 class ContextConfig(Section):
@@ -67,6 +70,21 @@ class LoraConfig(Section):
         return value
 
 
+class VLLMConfig(Section):
+    """vLLM, used if `backbone.engine = "vllm"` (docs/concepts/engines.md)."""
+
+    memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    """Share of the GPU's memory for vLLM's copy of the weights and its KV cache (`gpu_memory_utilization`)."""
+    max_length: CountOrNone = None
+    """Optional. Maximum tokens of a prompt with its reply (`max_model_len`). Default: the model's context."""
+    sleep: bool = True
+    """Move vLLM's weights to the CPU's memory and free its KV cache after every sampling (sleep mode, level 1)."""
+    max_weight: Annotated[float, Field(ge=1.0)] = 2.0
+    """Upper bound of a token's importance weight in policy training (truncated importance sampling)."""
+    max_difference: Positive = 0.1
+    """Stop if the log-probs of vLLM and of the base differ by more than this on average, in nats per token."""
+
+
 class BackboneConfig(Section):
     """The backbone: the frozen base with its adapters, and the size of its forward passes."""
 
@@ -82,6 +100,26 @@ class BackboneConfig(Section):
     """Tokens per forward pass when scoring, and per micro-batch when training."""
     rollout_batch_size: Count = 256
     """Batch size of generation, in replies."""
+    engine: Literal["own", "vllm"] = "own"
+    """Engine that samples replies and the policy's rollouts; `vllm` keeps a second copy of the weights on the GPU."""
     context: ContextConfig = ContextConfig()
     placement: PlacementConfig = PlacementConfig()
     lora: LoraConfig = LoraConfig()
+    vllm: VLLMConfig = VLLMConfig()
+
+    @model_validator(mode="after")
+    def _vllm_samples_from_the_same_model(self) -> BackboneConfig:
+        if self.engine != "vllm":
+            return self
+        if self.device == "cpu":
+            raise ValueError('engine = "vllm" needs a GPU; set device = "auto" or "cuda", or engine = "own"')
+        if self.precision in ("int8", "nf4"):
+            raise ValueError(
+                f'engine = "vllm" would sample from the weights that are not quantised; set precision to bf16, fp16 or fp32 '
+                f'instead of {self.precision}, or engine = "own"'
+            )
+        if self.context.rope_scaling != "none":
+            raise ValueError('engine = "vllm" does not scale positions; set context.rope_scaling = "none", or engine = "own"')
+        if self.lora.rank > _MOST_RANK:
+            raise ValueError(f'engine = "vllm" loads adapters of rank {_MOST_RANK} at most, got lora.rank = {self.lora.rank}')
+        return self

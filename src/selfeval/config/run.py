@@ -76,6 +76,17 @@ class RunConfig(Section):
             )
         return value
 
+    @field_validator("policy")
+    @classmethod
+    def _guided_by_the_own_engine(cls, value: PolicyConfig, info: ValidationInfo) -> PolicyConfig:
+        backbone = info.data.get("backbone")  # absent if that section is invalid
+        if backbone is not None and backbone.engine == "vllm" and not value.spec.changes_policy:
+            raise ValueError(
+                f'learner = "{value.learner}" guides decoding by value functions, which need the logits of every step; set '
+                'backbone.engine = "own", or choose another learner'
+            )
+        return value
+
     @field_validator("rounds")
     @classmethod
     def _rounds_move_the_policy(cls, value: int, info: ValidationInfo) -> int:

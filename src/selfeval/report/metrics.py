@@ -173,6 +173,27 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "close to 0. Watchdog: above 0.02",
         ),
         Metric(
+            "engine_difference",
+            "nats per token",
+            '(with `backbone.engine = "vllm"`, as the four below) mean absolute difference between the log-probs of the engine '
+            "and of the base",
+            "close to 0. Watchdog: above 0.05",
+        ),
+        Metric("engine_max_difference", "nats", "the largest such difference of a token", "below 1"),
+        Metric(
+            "engine_kl",
+            "nats per token",
+            "estimate (k3) of the KL from the distribution of the base to that of the engine",
+            "close to 0",
+        ),
+        Metric("engine_weight", "ratio", "mean truncated importance weight of a token", "close to 1"),
+        Metric(
+            "engine_truncated",
+            "share",
+            "tokens whose importance weight was truncated at `backbone.vllm.max_weight`",
+            "close to 0",
+        ),
+        Metric(
             "q_loss",
             "",
             "value learners: Huber loss of the Q roles, mean over tokens",
@@ -249,8 +270,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "name",
             "",
-            "`not_finite`, `ratio_not_one`, `negative_kl`, `kl_runaway`, `length_drift`, `entropy_collapse`, "
-            "`repeated_reply`, `judge_disagrees`",
+            "`not_finite`, `ratio_not_one`, `engine_disagrees`, `negative_kl`, `kl_runaway`, `length_drift`, "
+            "`entropy_collapse`, `repeated_reply`, `judge_disagrees`",
             "",
         ),
         Metric("message", "", "observation, in a sentence", ""),

@@ -23,7 +23,7 @@ from selfeval.rollout.guide import Guide
 from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.thinking import ThinkingTokens
 
-__all__ = ["Request", "Rollout", "Tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
+__all__ = ["Request", "Rollout", "Tally", "add_to_tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
 
 _TURNS = 16
 """Requests per place of a batch whose rows are replaced. More would keep it full for longer, but their random numbers are drawn
@@ -57,6 +57,13 @@ def count_tokens() -> Iterator[Tally]:
         yield tally
     finally:
         _TALLY.reset(before)
+
+
+def add_to_tally(requests: Sequence[Request], rollouts: Sequence[Rollout]) -> None:
+    """Count the tokens of a finished batch in the block of `count_tokens`, if there is one."""
+    if tally := _TALLY.get():
+        tally.read += sum(len(prompt.ids) for prompt in {request.prompt for request in requests})
+        tally.written += sum(len(rollout.ids) for rollout in rollouts)
 
 
 def visible_ids(backbone: Backbone, rollout: Rollout) -> tuple[int, ...]:
@@ -136,11 +143,9 @@ def generate(
 
     # The roles of a guide read the same tokens in separate rows, which take memory as well.
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
-    tally = _TALLY.get()
     for group, _ in backbone.budget.in_groups(Phase.ROLLOUT, sizes, batch_size, of_group, turns=_TURNS if joins else 1):
-        if tally:
-            tally.read += sum(len(prompt.ids) for prompt in {requests[order[i]].prompt for i in group})
-            tally.written += sum(len(results[order[i]].ids) for i in group)
+        indices = [order[i] for i in group]
+        add_to_tally([requests[i] for i in indices], [results[i] for i in indices])
     return [results[i] for i in range(len(requests))]
 
 

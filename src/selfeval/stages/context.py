@@ -21,6 +21,7 @@ from selfeval.judging.server.cache import ANSWERS
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
+from selfeval.rollout.engines import RolloutEngine, make_engine
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.judge_fit import FIT_FILE, read_fit
 from selfeval.runs.members import load_members
@@ -98,6 +99,7 @@ class Context:
             backbone.roles.check_targets()
             for layer in dict.fromkeys(read.layer for read in self.config.evaluator.inputs if read.layer is not None):
                 backbone.check_layer(layer)
+            self.engine.check(backbone)
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
@@ -129,12 +131,19 @@ class Context:
         # A cached property is in the instance's __dict__; without the entry, the next access loads the model again.
         if self.__dict__.pop("backbone", None) is not None:
             gc.collect()  # a model and its hooks form a reference cycle
+        if (engine := self.__dict__.pop("engine", None)) is not None:
+            engine.close()
 
     @property
     def model(self) -> ModelHandle:
         """The part of the context that the work of a stage needs."""
         start = self.earlier[-1].root / "roles" / POLICY if self.earlier else None
-        return ModelHandle(self.backbone, self.templates, start, self.answers)
+        return ModelHandle(self.backbone, self.templates, start, self.answers, self.engine)
+
+    @cached_property
+    def engine(self) -> RolloutEngine:
+        """The engine that samples replies and the policy's rollouts."""
+        return make_engine(self.config.model, self.config.backbone)
 
     @cached_property
     def executor(self) -> Executor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.backbone.fingerprint import model_identity
-from selfeval.config import EndpointConfig, RunConfig, VerdictsConfig
+from selfeval.config import BackboneConfig, EndpointConfig, RunConfig, VerdictsConfig
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
@@ -268,6 +268,7 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
             prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
             if "referee" in prompts and (referee := values["evaluation"].get("referee")):
                 sections["evaluation.referee"] = referee
+            sections |= _engine(config.backbone, stage.name)
             keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
         previous = keys
     return previous
@@ -298,6 +299,14 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
             del settings[name]
     del values["policy"]["gate"]  # whether the policy is trained, not how
     return {**values, "gold": gold_key(config)}
+
+
+def _engine(config: BackboneConfig, stage: str) -> dict[str, Any]:
+    """Return the settings of the engine on which a stage depends; none for the own engine, so that its runs keep their keys."""
+    if config.engine == "own" or stage not in ("replies", "policy"):
+        return {}
+    lengths = {"backbone.engine": config.engine, "backbone.vllm.max_length": config.vllm.max_length}
+    return {**lengths, "backbone.vllm.max_weight": config.vllm.max_weight} if stage == "policy" else lengths
 
 
 def _calibration(config: VerdictsConfig) -> dict[str, Any]:

@@ -166,6 +166,7 @@ def learner_context(context: Context) -> LearnerContext:
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),
         thinking=context.thinking,
+        engine=context.engine,
     )
 
 

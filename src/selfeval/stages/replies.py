@@ -25,7 +25,7 @@ from selfeval.config import RepliesConfig
 from selfeval.errors import LoopError
 from selfeval.records import Question, ReferenceAnswer, Reply, Split
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
+from selfeval.rollout.engine import Request, Rollout, visible_ids
 from selfeval.rollout.stop_strings import before_stop
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, ReplyLimit, decide_limit, read_limit
@@ -145,7 +145,7 @@ class WriteReplies:
 
     def _sampled(self, model: ModelHandle, shard: int, numbered: Sequence[Numbered]) -> list[_Written]:
         requests = [self._request(model, question, number) for question, number in numbered]
-        rollouts = generate(
+        rollouts = model.engine.generate(
             model.backbone,
             requests,
             max_new_tokens=self.limit,
@@ -220,7 +220,7 @@ class WriteReplies:
         """Generate the base's greedy reply to each question: its reference answer."""
         questions = [one.question for one in asked if one.reference_answer]
         with model.backbone.acting_as(BASE):
-            rollouts = generate(
+            rollouts = model.engine.generate(
                 model.backbone,
                 [Request(model.templates.reply_prompt(q), temperature=0.0) for q in questions],
                 max_new_tokens=self.limit,

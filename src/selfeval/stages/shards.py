@@ -17,6 +17,7 @@ from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.judging.templates import Templates
 from selfeval.records import Drop
+from selfeval.rollout.engines import OwnEngine, RolloutEngine
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 
@@ -51,12 +52,14 @@ class ModelHandle:
         templates: the prompt templates of the run.
         start_folder: Optional. Saved role that the round starts from. Default: none, the round starts from the bare base.
         answers: Optional. Folder of the answers of a judge's server. Default: none, so no server may be asked.
+        engine: samples the replies. Default: the engine on the backbone's own weights.
     """
 
     backbone: Backbone
     templates: Templates
     start_folder: Path | None = None
     answers: Path | None = None
+    engine: RolloutEngine = field(default_factory=OwnEngine)
 
     def start(self) -> str:
         """Load the role that the round starts from if needed, and return its name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Rollout
+from selfeval.rollout.engines import OwnEngine, RolloutEngine
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.training.evaluator import Preference
@@ -121,6 +122,7 @@ class LearnerContext:
             if most verdicts could not be parsed. Default: no readings.
         thinking: Optional. Markers and limit of the thinking before a reply. It is sampled and trained on; the scorer does not
             read it. Default: all tokens are the reply.
+        engine: samples the policy's replies. Default: the engine on the backbone's own weights.
     """
 
     backbone: Backbone
@@ -134,6 +136,7 @@ class LearnerContext:
     pairs: Sequence[Preference] = ()
     judge: Callable[[Guide | None], JudgeReading | None] | None = None
     thinking: ThinkingTokens | None = None
+    engine: RolloutEngine = field(default_factory=OwnEngine)
 
     def sampling_seed(self, iteration: int) -> int:
         """Return the seed for sampling the replies of an iteration."""

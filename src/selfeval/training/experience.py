@@ -1,6 +1,7 @@
 """The first two steps of the loop, collect and score, and the tensors that an update needs.
 
-The old log-probs of the importance ratio are those captured during sampling, at the sampling temperature.
+The old log-probs of the importance ratio are those captured during sampling, at the sampling temperature. With an engine other
+than the backbone's own they are recomputed on the backbone, and the losses get truncated importance weights.
 
 Shapes: B replies, R reply tokens.
 """
@@ -14,15 +15,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.kl import k1, kl_shaped_rewards
+from selfeval.algorithms.kl import k1, k3, kl_shaped_rewards
 from selfeval.algorithms.masked import masked_mean, zero_padding
+from selfeval.algorithms.policy_losses import truncated_importance_weights
 from selfeval.algorithms.value_losses import explained_variance
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import Measure, TokenLogprobs, token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import Request, Rollout
 from selfeval.rollout.guide import Guide
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 
@@ -52,12 +54,14 @@ class Experience:
         policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
         groups_B: index of each reply's question.
         scores_B: raw scores.
-        logprobs: log-probs of the tokens under the policy that sampled them.
+        logprobs: log-probs of the tokens under the policy that sampled them, as the backbone computes them.
         ref_logprobs: log-probs of the tokens under the reference.
         rewards: KL penalty at every token, plus the normalised score at the last token.
         kl_coefficient: weight of the KL penalty in the rewards.
         values, returns: predictions and targets of the critic; None for learners without a critic.
         advantages: weights of the policy gradient; None until the learner has computed them.
+        engine_logprobs: log-probs as another engine sampled them; None if the backbone did.
+        engine_weights: truncated importance weights of its tokens; None if the backbone sampled them.
     """
 
     policy_batch: Sequences
@@ -71,6 +75,8 @@ class Experience:
     values: Tensor | None = None
     returns: Tensor | None = None
     advantages: Tensor | None = None
+    engine_logprobs: Tensor | None = None
+    engine_weights: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -94,7 +100,13 @@ class Experience:
             values=pick(self.values),
             returns=pick(self.returns),
             advantages=pick(self.advantages),
+            engine_logprobs=pick(self.engine_logprobs),
+            engine_weights=pick(self.engine_weights),
         )
+
+    def weighted(self, per_token_BR: Tensor) -> Tensor:
+        """Multiply a loss or gain per token by the importance weights; without another engine it is unchanged."""
+        return per_token_BR if self.engine_weights is None else per_token_BR * self.engine_weights
 
     def sliced(self, rows: slice) -> Experience:
         """Return the experience of a slice of the replies."""
@@ -184,7 +196,7 @@ def sample(context: LearnerContext, asked: Sequence[QuestionPrompts], seed: int,
     """
     requests = [Request(p.reply, temperature=context.config.temperature) for p in asked]
     with context.backbone.acting_as(POLICY):
-        return generate(
+        return context.engine.generate(
             context.backbone,
             requests,
             max_new_tokens=context.limit,
@@ -245,9 +257,14 @@ def build_experience(
     captured = torch.zeros(mask.shape, device=device)
     # Boolean indexing fills the mask row by row, which is the order of this flat list.
     captured[mask] = torch.tensor([p for r in samples.rollouts for p in r.logprobs], device=device)
+    logprobs, engine_weights = captured, None
+    if (limit := context.engine.max_weight) is not None:
+        with backbone.acting_as(POLICY):
+            logprobs = over_microbatches(context, policy_batch, lambda part: acting_logprobs(context, part))
+        engine_weights = truncated_importance_weights(logprobs, captured, limit=limit)
     ref = reference_logprobs(context, policy_batch)
     whole_B = scale.reward(scores.whole_B, finished_B, mask.sum(-1), config)
-    rewards = kl_shaped_rewards(whole_B, captured, ref, mask, beta=kl_coefficient)
+    rewards = kl_shaped_rewards(whole_B, logprobs, ref, mask, beta=kl_coefficient)
     if scores.steps_BR is not None:
         # Divided by the deviation but not centred: the mean was subtracted once, from the score of the whole reply.
         rewards = rewards + zero_padding(scores.steps_BR / scale.deviation, mask)
@@ -256,10 +273,12 @@ def build_experience(
         critic_batch,
         torch.tensor(samples.groups, device=device),
         scores.whole_B,
-        captured,
+        logprobs,
         ref,
         rewards,
         kl_coefficient=kl_coefficient,
+        engine_logprobs=None if engine_weights is None else captured,
+        engine_weights=engine_weights,
     )
 
 
@@ -291,7 +310,23 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
     if experience.values is not None and experience.returns is not None:
         found["value"] = float(masked_mean(experience.values, mask))
         found["explained_variance"] = float(explained_variance(experience.values, experience.returns, mask))
-    return found
+    return found | _engine_metrics(experience)
+
+
+def _engine_metrics(experience: Experience) -> dict[str, float]:
+    """Compare the log-probs of another engine with the backbone's; empty if the backbone sampled the replies."""
+    theirs, weights, mask = experience.engine_logprobs, experience.engine_weights, experience.mask
+    if theirs is None or weights is None:
+        return {}
+    difference = zero_padding((theirs - experience.logprobs).abs(), mask)
+    ratio = (experience.logprobs - theirs).exp()
+    return {
+        "engine_difference": float(masked_mean(difference, mask)),
+        "engine_max_difference": float(difference.max()),
+        "engine_kl": float(masked_mean(k3(theirs, experience.logprobs), mask)),
+        "engine_weight": float(masked_mean(weights, mask)),
+        "engine_truncated": float(masked_mean((ratio > weights).float(), mask)),
+    }
 
 
 def _repeated(experience: Experience) -> float:

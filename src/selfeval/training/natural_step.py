@@ -278,7 +278,7 @@ def microbatch_outcome(
     old = token_logprobs(backbone, old_BRD, *targets, other_BRD=new_BRD, **asked)  # type: ignore[arg-type]
     new = token_logprobs(backbone, new_BRD, *targets, **asked)  # type: ignore[arg-type]
     # expm1: the ratio of a small step is so close to 1 that subtracting 1 afterwards would cancel its digits.
-    gain_BR = torch.expm1(new.logprobs - old.logprobs) * present(rows.advantages)
+    gain_BR = rows.weighted(torch.expm1(new.logprobs - old.logprobs) * present(rows.advantages))
     if old.entropy is not None and new.entropy is not None:
         gain_BR = gain_BR + entropy_bonus * (new.entropy - old.entropy)
     return masked_sum(present(old.kl) * weights_BR, rows.mask), masked_sum(gain_BR * weights_BR, rows.mask)

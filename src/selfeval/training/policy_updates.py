@@ -140,14 +140,14 @@ def policy_loss(
     Args:
         rows: the micro-batch.
         weights_BR: weight of each token's loss.
-        loss: per token, from the log-probs now and the rows they belong to.
+        loss: per token, from the log-probs now and the rows they belong to; multiplied by the rows' importance weights.
         entropy_bonus: weight of the mean entropy of the minibatch in the objective. Default: 0.
         tokens: number of tokens in the minibatch. Default: 1.
     """
     wanted: tuple[Measure, ...] = ("logprobs", "entropy") if entropy_bonus else ("logprobs",)
     found = policy_logprobs(context.backbone, rows.policy_batch, context.config.temperature, gradient=wanted)
     logprobs, entropy = found.logprobs, present(found.entropy)
-    summed = masked_sum(loss(logprobs, rows) * weights_BR, rows.mask)
+    summed = masked_sum(rows.weighted(loss(logprobs, rows)) * weights_BR, rows.mask)
     bonus = entropy_bonus * masked_sum(entropy, rows.mask) / tokens if entropy_bonus else 0.0
     return PolicyLoss(summed - bonus, summed, logprobs, entropy)
 

@@ -97,6 +97,17 @@ def _ratio_not_one(values: Figures, first: Figures, config: PolicyConfig) -> See
     return text, "stop" if gap > 0.5 else "warn"
 
 
+def _engine_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    gap = values.get("engine_difference", 0.0)  # reported only if another engine sampled the replies
+    if gap <= 0.05:
+        return None
+    return (
+        f"the log-probs of the engine that sampled the replies differ from the base's by {gap:.3f} nats per token; "
+        f"{values['engine_truncated']:.1%} of the importance weights were truncated",
+        "warn",
+    )
+
+
 def _negative_kl(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
     # A true KL is never negative. The estimate k1 may be, by chance, but a mean this low means wrong log-probs.
     kl = values["kl"]
@@ -160,6 +171,7 @@ def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> S
 
 _WATCHDOGS: dict[str, Callable[[Figures, Figures, PolicyConfig], Seen]] = {
     "ratio_not_one": _ratio_not_one,
+    "engine_disagrees": _engine_disagrees,
     "negative_kl": _negative_kl,
     "kl_runaway": _kl_runaway,
     "entropy_collapse": _entropy_collapse,

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from selfeval.algorithms.group_advantages import remax_advantages
 from selfeval.backbone.sequences import pad_sequences
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import Request, Rollout
 from selfeval.training.context import POLICY, QuestionPrompts, Samples
 from selfeval.training.experience import (
     Experience,
@@ -33,7 +33,7 @@ class ReMax(ClippedPolicyGradient):
         with context.backbone.acting_as(POLICY):
             requests = [Request(p.reply, temperature=0.0) for p in once]
             # Greedy decoding draws no random numbers, so the seed has no effect.
-            rollouts = generate(
+            rollouts = context.engine.generate(
                 context.backbone,
                 requests,
                 max_new_tokens=context.limit,
