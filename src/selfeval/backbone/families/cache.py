@@ -166,6 +166,12 @@ class PreallocatedLayer(DynamicLayer):
         self.first += columns
         self.length -= columns
 
+    def release(self) -> None:
+        """Free the memory."""
+        self._whole = None
+        self.is_initialized = False
+        del self.keys, self.values
+
     def _make_room(self, new: int) -> None:
         """Move the columns to the front if there is no room for new ones behind them."""
         if not self.first or self.first + self.length + new <= self._states()[0].shape[-2]:
@@ -298,8 +304,8 @@ def append_rows(cache: DynamicCache, prompts: DynamicCache, owners: Sequence[int
         keys, values = (states[:, :, : source.length] for states in source._states())
         rows = index.to(keys.device)
         layer.append(keys[rows], values[rows])
-        source.keys = source.values = source._whole = None
         del keys, values
+        source.release()
 
 
 def trim_columns(cache: DynamicCache, columns: int) -> None:
