@@ -94,9 +94,7 @@ class BenchResult:
     ) -> BenchResult:
         """Return the result of a measurement with this backbone, on this machine."""
         machine = describe_machine(backbone.loaded.device)
-        return cls(
-            command, backbone.base_name, backbone.loaded.precision, machine, workload, tuple(comparisons), checks or {}
-        )
+        return cls(command, backbone.base_name, backbone.loaded.precision, machine, workload, tuple(comparisons), checks or {})
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -283,11 +281,10 @@ def replies_to(backbone: Backbone, requests: int, samples: int, prompt_tokens: i
     return Replies(tuple(prompt for prompt in distinct for _ in range(samples)), tuple(lengths), samples)
 
 
-@torch.no_grad()
 def add_random_role(backbone: Backbone, role: str, *, head: bool = False, seed: int = 0) -> None:
     """Add a role that differs from the base: with a zero matrix B, passes could skip its adapter."""
     backbone.roles.add(role, head=head, trainable=False)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in backbone.roles.parameters(role).items():
         if ".lora_B." in name or name == "head.weight":
-            weight.copy_(0.02 * torch.randn(weight.shape, generator=generator))
+            weight.data.copy_(0.02 * torch.randn(weight.shape, generator=generator))

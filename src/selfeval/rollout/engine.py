@@ -40,12 +40,14 @@ class Request:
 
     Attributes:
         stream: Optional. Number of its random stream, from 0 to 2**64 - 1. Default: its index among the requests.
+        limit: Optional. Maximum number of new tokens of this reply, if lower than that of `generate`. Default: the same.
     """
 
     prompt: Prompt
     temperature: float = 1.0
     top_p: float = 1.0
     stream: int | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,11 @@ class Batch:
         thinking: ThinkingTokens | None = None,
     ) -> None:
         context = backbone.loaded.context_length or sys.maxsize
-        self.progress = [ReplyProgress(limit, context - len(r.prompt.ids), r.prompt, thinking) for r in requests]
+        limits = [limit if r.limit is None else min(limit, r.limit) for r in requests]
+        self.progress = [
+            ReplyProgress(most, context - len(r.prompt.ids), r.prompt, thinking)
+            for r, most in zip(requests, limits, strict=True)
+        ]
         self.most = max(progress.most for progress in self.progress)
         self.backbone = backbone
         device = backbone.loaded.device
