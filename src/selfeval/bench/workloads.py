@@ -116,8 +116,8 @@ def bench_config(options: BenchOptions, *assignments: str) -> RunConfig:
     """
     if options.precision not in ("auto", *DTYPES):
         raise ConfigError(
-            f"--precision {options.precision}: pass auto, {', '.join(DTYPES)}; weights in other precisions are not compared with "
-            "Hugging Face"
+            f"--precision {options.precision}: pass auto, {', '.join(DTYPES)}; weights in other precisions are not compared "
+            "with Hugging Face"
         )
     if options.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {options.device}: pass auto, cpu or cuda")
@@ -125,13 +125,18 @@ def bench_config(options: BenchOptions, *assignments: str) -> RunConfig:
     return new_config(model=options.model, assignments=settings, trust_remote_code=options.trust_remote_code)
 
 
-def load_backbone(config: RunConfig, *, trust_remote_code: bool = False) -> Backbone:
+def load_backbone(config: RunConfig, *, trust_remote_code: bool = False, kind: type[Backbone] = Backbone) -> Backbone:
     """Load the model; it must be in plain weights on one device, as Hugging Face's side will be.
+
+    Args:
+        config: names the model, and has the settings of its backbone.
+        trust_remote_code: run code that comes with the model. Default: False.
+        kind: class of the backbone. Default: the one of a run.
 
     Raises:
         ConfigError: the model was quantised or spread over several devices.
     """
-    backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
+    backbone = kind.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
     loaded = backbone.loaded
     if loaded.precision not in DTYPES:
         raise ConfigError(
@@ -178,9 +183,10 @@ def check_multiple(requests: int, samples: int) -> None:
         ConfigError: the number of replies is not a multiple of those per prompt.
     """
     if requests % samples:
+        more = samples * -(-requests // samples)
+        fewer = max(count for count in range(1, samples + 1) if requests % count == 0)
         raise ConfigError(
-            f"--requests {requests} is not a multiple of --samples {samples}; pass --requests {samples * -(-requests // samples)} "
-            f"or --samples {max(n for n in range(1, samples + 1) if requests % n == 0)}"
+            f"--requests {requests} is not a multiple of --samples {samples}; pass --requests {more} or --samples {fewer}"
         )
 
 
@@ -201,7 +207,7 @@ def spread_lengths(mean: int, count: int, seed: int) -> list[int]:
 def random_ids(backbone: Backbone, length: int, rng: random.Random) -> tuple[int, ...]:
     """Return random tokens of the vocabulary, without control tokens."""
     tokenizer, loaded = backbone.loaded.tokenizer, backbone.loaded
-    size = min(len(tokenizer), loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
+    size = min(len(tokenizer), loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     refused = {*tokenizer.all_special_ids, *loaded.eos_ids, loaded.pad_id}
     found: list[int] = []
     while len(found) < length:
