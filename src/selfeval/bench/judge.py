@@ -169,11 +169,11 @@ class _Verdicts:
 
         ways: dict[str, LastLogits] = {"forward": last_logits, "generate": last_logits_by_generate}
         sides = [
-            Side("ours", f"batch size {min(self.size, 2 * len(self.pairs))}", partial(timed, ours, device)),
+            Side("ours", f"batch {min(self.size, 2 * len(self.pairs))}", partial(timed, ours, device)),
             *(
                 Side(
                     "hugging_face",
-                    f"{name}, batch size {size}",
+                    f"{name}, batch {size}",
                     partial(timed, partial(theirs, name, read, size), device),
                 )
                 for name, read in ways.items()
@@ -262,7 +262,7 @@ class _Scores:
         sides = [
             Side("ours", f"{self.config.backbone.batch_tokens:,} tokens", partial(timed, ours, device)),
             *(
-                Side("hugging_face", f"batch size {n}", partial(timed, partial(theirs, n), device))
+                Side("hugging_face", f"batch {n}", partial(timed, partial(theirs, n), device))
                 for n in (_sizes(batch_sizes, len(rows)) if has_peer else ())
             ),
             *limit_sides(passes),

@@ -85,7 +85,7 @@ def bench_logprobs(
     sides = [
         Side("ours", f"{batch_tokens:,} tokens", partial(timed, ours, device)),
         *(
-            Side("hugging_face", f"batch size {size}", partial(timed, partial(theirs, size), device))
+            Side("hugging_face", f"batch {size}", partial(timed, partial(theirs, size), device))
             for size in sorted({min(size, requests) for size in batch_sizes})
         ),
         *limit_sides(passes),

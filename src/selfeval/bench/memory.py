@@ -1,8 +1,8 @@
 """Peak memory of sampling, scoring and updating: measured in new processes, as `selfeval plan` says, and by Hugging Face.
 
 All figures are bytes above the memory of the process before the model is loaded. Hugging Face's sampling and scoring are
-measured with one copy of the weights each. Its update is computed, not measured: our peak, and further copies of the weights for
-reference, evaluator and, for learners with a critic, critic.
+measured with one copy of the weights each. Its update is computed, not measured: our peak, and further copies of the weights
+for reference, evaluator and, for learners with a critic, critic.
 """
 
 from __future__ import annotations
@@ -128,15 +128,16 @@ def bench_memory(
     facts, precision = _facts(config, shape)
     tell("measuring an iteration of ours")
     ours = _in_process(Job("ours", options, shape, learner, batch_size))
-    found: dict[Work, int] = {}
-    for work in ("rollout", "score"):
+    found: dict[str, int] = {}
+    works: tuple[Work, ...] = ("rollout", "score")
+    for work in works:
         tell(f"measuring the {work} of Hugging Face")
         found[work] = _in_process(Job(work, options, shape, learner, batch_size))["peaks"][work]
     tell("planning")
     device = pick_device(options.device)
     planned = _planned(config, facts, precision, shape, device)
     weights = weigh(facts, precision).total
-    theirs = {**found, "update": ours["peaks"]["update"] + _further_copies(config) * weights}
+    theirs: dict[str, int] = {**found, "update": ours["peaks"]["update"] + _further_copies(config) * weights}
     phases = tuple(
         PhaseMemory(phase, ours["peaks"][phase], planned[phase], theirs[phase], is_computed=phase == "update")
         for phase in ("rollout", "score", "update")

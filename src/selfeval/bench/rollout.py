@@ -87,9 +87,9 @@ def bench_rollout(
 
     passes = PlainPasses(bare, replies.read + replies.written, replies.width, replies.written)
     sides = [
-        Side("ours", f"batch size {min(rows, requests)}", partial(timed, ours, device)),
+        Side("ours", f"batch {min(rows, requests)}", partial(timed, ours, device)),
         *(
-            Side("hugging_face", f"batch size {size}", partial(timed, partial(theirs, size), device))
+            Side("hugging_face", f"batch {size}", partial(timed, partial(theirs, size), device))
             for size in _row_counts(replies, batch_sizes)
         ),
         *limit_sides(passes),

@@ -31,7 +31,7 @@ class Side:
 
     Attributes:
         group: what it is; several sides of a group differ in their setting, and the fastest counts.
-        setting: its setting in words, such as `batch size 32`.
+        setting: its setting in words, such as `batch 32`.
         run: does the work once and returns its time.
     """
 

@@ -26,7 +26,7 @@ bench = typer.Typer(
 )
 
 _NOTHING_CHANGED = "Nothing was changed; the same command starts from the beginning."
-_SIDES = {"ours": "ours", "separate": "ours, prompts not shared", "hugging_face": "Hugging Face", "limit": "limit"}
+_SIDES = {"ours": "ours", "separate": "ours", "hugging_face": "Hugging Face", "limit": "limit"}
 
 Model = Annotated[str | None, typer.Option(help="Model folder or hub id (default: the embedded model).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -314,9 +314,10 @@ def print_times(found: BenchResult, console: Console | None = None) -> None:
     _line(console, _subject(found))
     for comparison in found.comparisons:
         wait = "CPU" if comparison.measure == "cpu" else "wall"
-        _line(console, f"\n{comparison.title}: {comparison.units:,} {comparison.unit}; ratios of {wait} seconds")
-        header = ("side", "CPU s", "lowest-highest", "wall s", "lowest-highest", f"{comparison.unit}/{wait} s", "ratio to ours")
+        _line(console, f"\n{comparison.title}: {comparison.units:,} {comparison.unit}")
+        header = ("side", "CPU s", "wall s", f"{wait} s of rounds", f"per {wait} s", "ratio to ours")
         console.print(text_table(header, [_row(comparison, side) for side in comparison.sides]))
+    _line(console, "* fastest setting of a side with several")
     for name, values in found.checks.items():
         _line(console, f"check: {name.replace('_', ' ')}: {_words(values)}")
 
@@ -329,17 +330,18 @@ def _subject(found: BenchResult | MemoryResult) -> str:
 
 
 def _row(comparison: Comparison, side: SideTimes) -> tuple[str, ...]:
-    name = _SIDES[side.group] + (f", {side.setting}" if side.setting else "")
-    # Of several settings only the fastest counts; the others show why.
-    ratio = f"{comparison.ratio(side):.2f}"
-    times = [cell for measure in ("cpu", "wall") for cell in _seconds(side, measure)]
-    best = "" if side is comparison.best(side.group) else "  (not the best)"
-    return (name + best, *times, f"{comparison.rate(side):,.0f}", ratio)
-
-
-def _seconds(side: SideTimes, measure: Any) -> tuple[str, str]:
+    measure = comparison.measure
+    several = sum(other.group == side.group for other in comparison.sides) > 1
+    mark = " *" if several and side is comparison.best(side.group) else ""
     values = side.values(measure)
-    return f"{side.median(measure):.3f}", f"{min(values):.3f}-{max(values):.3f}"
+    return (
+        f"{_SIDES[side.group]}, {side.setting}{mark}",
+        f"{side.median('cpu'):.3f}",
+        f"{side.median('wall'):.3f}",
+        f"{min(values):.3f}-{max(values):.3f}",
+        f"{comparison.rate(side):,.0f}",
+        f"{comparison.ratio(side):.2f}",
+    )
 
 
 def _words(values: Any) -> str:
