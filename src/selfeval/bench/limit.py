@@ -62,6 +62,6 @@ def limit_sides(passes: PlainPasses) -> list[Side]:
     """Return one side per size of a pass."""
     width = max(1, round(passes.tokens / passes.rows))
     return [
-        Side("limit", f"passes of {rows * width:,} tokens", partial(timed, partial(passes.run, rows), passes.model.device))
+        Side("limit", f"{rows * width:,} tokens a pass", partial(timed, partial(passes.run, rows), passes.model.device))
         for rows in passes.sizes()
     ]

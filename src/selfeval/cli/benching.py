@@ -315,9 +315,9 @@ def print_times(found: BenchResult, console: Console | None = None) -> None:
     for comparison in found.comparisons:
         wait = "CPU" if comparison.measure == "cpu" else "wall"
         _line(console, f"\n{comparison.title}: {comparison.units:,} {comparison.unit}")
-        header = ("side", "CPU s", "wall s", f"{wait} s of rounds", f"per {wait} s", "ratio to ours")
+        header = ("side", "CPU s", "wall s", "spread", f"per {wait} s", "ratio to ours")
         console.print(text_table(header, [_row(comparison, side) for side in comparison.sides]))
-    _line(console, "* fastest setting of a side with several")
+    _line(console, "* the fastest setting of a side; spread: lowest and highest of the rounds")
     for name, values in found.checks.items():
         _line(console, f"check: {name.replace('_', ' ')}: {_words(values)}")
 
