@@ -15,12 +15,10 @@ trains its critic in full by default; here it has LoRA as well.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -75,62 +73,21 @@ def make_model(name: str, folder: Path) -> Path:
 
 def prompts(shape: dict[str, int]) -> list[list[int]]:
     """Return one prompt per reply; the replies to a question are neighbours."""
-    questions = shape["prompts"] // shape["replies"]
-    distinct = [[5 + (i * 7 + j) % 400 for j in range(shape["prompt_tokens"])] for i in range(questions)]
-    return [prompt for prompt in distinct for _ in range(shape["replies"])]
+    from selfeval.bench.step import StepShape, step_prompts
+
+    return step_prompts(StepShape(**shape))
 
 
-def ours(folder: str, shape: dict[str, int], learner: Any, *, shared: bool) -> list[float]:
+def ours(folder: str, shape: dict[str, int], learner: str, *, shared: bool) -> list[float]:
     """Return the CPU seconds of each iteration but the first."""
     from selfeval.backbone.load import load_model
     from selfeval.backbone.roles import Backbone
-    from selfeval.config import LoraConfig, PolicyConfig
-    from selfeval.prompt import Prompt
-    from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts
-    from selfeval.training.evaluator import EVALUATOR
-    from selfeval.training.policy import train_policy
-    from selfeval.training.recorder import CheckpointRecorder
-    from selfeval.training.scoring import EvaluatorScorer
+    from selfeval.bench.step import SeparateRows, StepShape, run_iterations
+    from selfeval.config import LoraConfig
 
-    ends: list[float] = []
-
-    class Clock(CheckpointRecorder):
-        def metrics(self, values: dict[str, float], alarms: Any) -> None:
-            ends.append(time.process_time())
-
-    backbone = Backbone(load_model(folder, device="cpu", precision="fp32"), LoraConfig(rank=shape["rank"]), "bench")
-    backbone.loaded.eos_ids = ()
-    if not shared:
-        backbone._shares_prefixes = False
-    backbone.roles.add(EVALUATOR, head=True, trainable=False)
-    backbone.roles.add(POLICY)
-    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
-    count, replies = shape["prompts"], shape["replies"]
-    config = PolicyConfig(
-        learner=learner,
-        iterations=shape["iterations"],
-        questions_per_iteration=count // replies,
-        replies_per_question=replies,
-        epochs=shape["epochs"],
-        minibatch=count,
-        checkpoint_every=1000,
-    )
-    tokens = 1 << 20
-    scorer = EvaluatorScorer(backbone, tokens)
-    context = LearnerContext(
-        backbone,
-        config,
-        scorer,
-        seed=0,
-        limit=shape["reply_tokens"],
-        batch_size=count,
-        batch_tokens=tokens,
-        evaluator=EVALUATOR,
-    )
-    asked = [Prompt(tuple(ids)) for ids in prompts(shape)[::replies]]
-    questions = [QuestionPrompts(str(i), prompt, prompt) for i, prompt in enumerate(asked)]
-    train_policy(context, questions, Clock(Path(tempfile.mkdtemp()), backbone))
-    return [after - before for before, after in itertools.pairwise(ends)]
+    kind = Backbone if shared else SeparateRows
+    backbone = kind(load_model(folder, device="cpu", precision="fp32"), LoraConfig(rank=shape["rank"]), "bench")
+    return [seconds.cpu for seconds in run_iterations(backbone, StepShape(**shape), learner).seconds]
 
 
 def limit(folder: str, shape: dict[str, int], learner: str) -> list[float]:
@@ -138,30 +95,10 @@ def limit(folder: str, shape: dict[str, int], learner: str) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from selfeval.bench.step import StepShape, limit_seconds
+
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    questions, replies = shape["prompts"] // shape["replies"], shape["replies"]
-    width = shape["prompt_tokens"] + replies * shape["reply_tokens"]
-    ids = torch.randint(5, 400, (questions, width))
-    embedded = model.get_input_embeddings()(ids)
-    critics = learner == "ppo"
-
-    def forward() -> None:
-        with torch.no_grad():
-            model.base_model(inputs_embeds=embedded, use_cache=False)
-
-    def backward() -> None:
-        inputs = embedded.clone().requires_grad_(True)
-        model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state.sum().backward()
-
-    found = []
-    for _ in range(4):
-        started = time.process_time()
-        for _ in range(3 + critics):
-            forward()
-        for _ in range(shape["epochs"] * (1 + critics)):
-            backward()
-        found.append(time.process_time() - started)
-    return found[1:]
+    return [limit_seconds(model, StepShape(**shape), learner).cpu for _ in range(4)][1:]
 
 
 def measure(side: str, learner: str, folder: str, shape: dict[str, int]) -> None:

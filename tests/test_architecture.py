@@ -18,6 +18,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (
     ("cli", "__main__"),
+    ("bench",),
     ("planner", "suitability"),
     ("judge_benchmark", "policy_comparison"),
     ("stages",),

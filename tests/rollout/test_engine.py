@@ -48,6 +48,20 @@ def p_value(statistic: float, freedom: int) -> float:
     return float(torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2).double()))
 
 
+# -- limits -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_may_have_a_lower_limit_and_keeps_the_tokens_of_its_stream() -> None:
+    backbone = trained("llama")
+    backbone.loaded.eos_ids = ()
+    limits = [3, None, 1, 40, 12]
+    whole = sample(backbone, [Request(p) for p in as_prompts(PROMPTS)], role="policy")
+    cut = sample(backbone, [Request(p, limit=n) for p, n in zip(as_prompts(PROMPTS), limits, strict=True)], role="policy")
+    # 40 is above the limit of the call, which is 12.
+    assert [len(rollout.ids) for rollout in cut] == [3, LIMIT, 1, LIMIT, LIMIT]
+    assert [a.ids for a in cut] == [b.ids[: len(a.ids)] for a, b in zip(cut, whole, strict=True)]
+
+
 # -- greedy -------------------------------------------------------------------------------------------------------------
 
 

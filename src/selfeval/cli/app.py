@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfeval import __version__
+from selfeval.cli.benching import bench
 from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
+from selfeval.cli.libraries import quiet_libraries as _quiet_libraries
 from selfeval.cli.tuning import check_source, config_and_source, say_tuned
 from selfeval.errors import InputError, StorageError
 from selfeval.stages import STAGE_NAMES
-from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
@@ -37,6 +37,7 @@ comes with the package. Exit codes: 0 success, 1 internal error, 2 invalid input
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 lab = typer.Typer(help="Pretrain or evaluate the embedded model.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
+app.add_typer(bench, name="bench")
 
 _RESUMES = "Nothing is lost: rerun the same command to resume."
 _NOTHING_CHANGED = "Nothing was changed; the same command starts from the beginning."
@@ -179,17 +180,6 @@ def _run(
         from selfeval.cli.closing import print_closing
 
         print_closing(output, done.worked or not done.finished)
-
-
-def _quiet_libraries() -> None:
-    """Silence the libraries' own messages, and print a note if a dependency's version is untested."""
-    if note := versions_note():
-        typer.echo(f"Note: {note}", err=True)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that it would download
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 @app.command()

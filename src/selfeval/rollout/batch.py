@@ -82,7 +82,7 @@ class Batch:
         ended: Callable[[int, Rollout], None] | None = None,
     ) -> None:
         context = backbone.loaded.context_length or sys.maxsize
-        self.progress = [ReplyProgress(limit, context - len(r.prompt.ids), r.prompt, thinking) for r in requests]
+        self.progress = [ReplyProgress(r.most(limit), context - len(r.prompt.ids), r.prompt, thinking) for r in requests]
         most = max(progress.most for progress in self.progress)
         self.backbone, self.requests, self.guide, self._ended = backbone, requests, guide, ended
         device = backbone.loaded.device

@@ -24,6 +24,7 @@ class Request:
         repetition_penalty: divisor of the positive logits of tokens that prompt or reply have already, and factor of the
             negative ones (Keskar et al. 2019), > 0. Default: 1 (off).
         stop_strings: texts that end the reply; the token that completes one is its last. Default: none.
+        limit: Optional. Maximum number of new tokens of this reply, if lower than that of `generate`. Default: the same.
     """
 
     prompt: Prompt
@@ -34,6 +35,11 @@ class Request:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop_strings: tuple[str, ...] = ()
+    limit: int | None = None
+
+    def most(self, limit: int) -> int:
+        """Return the maximum number of new tokens under the limit of all replies."""
+        return limit if self.limit is None else min(limit, self.limit)
 
 
 @dataclass(frozen=True)

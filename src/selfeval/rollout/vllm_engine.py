@@ -156,7 +156,9 @@ class VLLMEngine:
                 repetition_penalty=request.repetition_penalty,
                 stop=list(request.stop_strings),
                 seed=_seed(seed, stream),
-                max_tokens=ReplyProgress(max_new_tokens, room - len(request.prompt.ids), request.prompt, thinking).most,
+                max_tokens=ReplyProgress(
+                    request.most(max_new_tokens), room - len(request.prompt.ids), request.prompt, thinking
+                ).most,
                 # Exactly these tokens end a reply: without `ignore_eos`, those of the generation config would as well.
                 stop_token_ids=ends,
                 ignore_eos=True,
@@ -173,7 +175,7 @@ class VLLMEngine:
                 lora_request=self._adapter(llm, backbone),
             )
         rollouts = [
-            _rollout(output.outputs[0], ends).within(max_new_tokens, request.prompt, thinking)
+            _rollout(output.outputs[0], ends).within(request.most(max_new_tokens), request.prompt, thinking)
             for output, request in zip(outputs, requests, strict=True)
         ]
         self._compare(backbone, requests, rollouts)
