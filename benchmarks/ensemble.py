@@ -35,7 +35,8 @@ from selfeval.quality.answers import answer_of
 from selfeval.quality.overoptimisation import logistic_fit
 from selfeval.quality.statistics import Figure, bootstrap_interval, mean_figure, proportion, sigmoid, spearman_figure
 from selfeval.records import Pair, Question, ReferenceAnswer, Split
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
 from selfeval.stages.context import Context

@@ -122,7 +122,8 @@ def best_of(folder: Path, questions: int) -> dict[str, Any]:
     from selfeval.config import RunConfig
     from selfeval.quality.overoptimisation import best_of_n, best_of_n_kl, fit_best_of_n, logistic_fit
     from selfeval.records import Split
-    from selfeval.rollout.engine import Request, generate
+    from selfeval.rollout.engine import generate
+    from selfeval.rollout.requests import Request
     from selfeval.stages.context import Context
     from selfeval.stages.gold import load_gold
     from selfeval.stages.terminal import Terminal

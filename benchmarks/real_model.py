@@ -136,7 +136,8 @@ class Writer:
 
     def write(self, count: int, temperature: float, max_new_tokens: int = 96) -> list[Sample]:
         """Sample questions with four examples each, drawn from the seeds."""
-        from selfeval.rollout.engine import Request, generate
+        from selfeval.rollout.engine import generate
+        from selfeval.rollout.requests import Request
 
         rng = random.Random(0)
         examples = [rng.sample(self.seeds, 4) for _ in range(count)]

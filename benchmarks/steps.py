@@ -45,7 +45,8 @@ from selfeval.lab.oracle import WordProblems
 from selfeval.prompt import Prompt
 from selfeval.quality.comparisons import compare_paired
 from selfeval.quality.statistics import clustered_mean, mean_figure, proportion
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import Preference, score_replies, train_evaluator
 from selfeval.training.step_evaluator import LabelledReply, score_steps, train_step_evaluator

@@ -163,7 +163,8 @@ def _answers(backbone: Any, own: Any, role: str, seed: int, held_out: Sequence[s
     from collections import Counter
 
     from selfeval.quality.answers import answer_of, is_answer
-    from selfeval.rollout.engine import Request, generate
+    from selfeval.rollout.engine import generate
+    from selfeval.rollout.requests import Request
 
     temperatures = (0.0, *[EVALUATION_TEMPERATURE] * SAMPLES)
     requests = [Request(own.prompt("reply", question=q), t) for q in held_out for t in temperatures]

@@ -24,7 +24,8 @@ from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.training.documents import Document, pack_documents
 from selfeval.training.sft import documents_loss
 from tiny_families import FAMILIES, WINDOW

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from selfeval.judging import label_reader, voting
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 
 __all__ = ["judges_generate_with"]
 

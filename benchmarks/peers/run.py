@@ -30,7 +30,8 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.dialogue import evaluator_ids
 from selfeval.records import Question
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.runs.templates import templates_of_run
 from selfeval.store import RunStore, read_json
 

@@ -12,7 +12,8 @@ from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError, RoleError
 from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from token_prompts import as_prompts
 
 ROLES = ("policy", "reference", "evaluator-0", "evaluator-1", "critic")

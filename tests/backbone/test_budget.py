@@ -312,3 +312,27 @@ def test_what_is_kept_goes_back_when_the_phase_changes_and_not_at_every_call() -
         list(budget.in_groups(phase, [1], 4, lambda group: None))
         counts.append(meter.phases)
     assert counts == [1, 2, 2, 3, 3, 4]
+
+
+def test_a_group_of_several_turns_shrinks_by_what_is_in_memory_at_a_time() -> None:
+    budget, places = MemoryBudget(ToldMeter()), []
+
+    def work(group: list[int]) -> int:
+        places.append((len(group), budget.within(Phase.ROLLOUT, 8)))
+        if places[-1][1] > 3:
+            raise torch.OutOfMemoryError
+        return len(group)
+
+    found = list(budget.in_groups(Phase.ROLLOUT, [1] * 30, 8, work, turns=4))
+    # 8 and 4 rows at a time do not fit; groups have four times the 2 rows that do.
+    assert places == [(30, 8), (16, 4), (8, 2), (8, 2), (8, 2), (6, 2)]
+    assert [i for group, _ in found for i in group] == list(range(30))
+    assert [(event.before, event.after) for event in budget.take_events()] == [(8, 4), (4, 2)]
+
+
+def test_a_group_of_several_turns_fails_where_one_row_does_not_fit() -> None:
+    def work(group: list[int]) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(MemoryLimitError, match="sampling one reply alone does not fit"):
+        list(MemoryBudget(ToldMeter()).in_groups(Phase.ROLLOUT, [1] * 9, 8, work, turns=4))

@@ -14,7 +14,8 @@ from selfeval.backbone.decode_step import DecodeStep
 from selfeval.backbone.families.cache import preallocated_cache, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 
 EQUAL: dict[str, dict[str, Any]] = {"llama": {}, "mistral": {"sliding_window": None}, "qwen2": {}, "qwen3": {}}
 

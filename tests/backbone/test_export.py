@@ -22,7 +22,8 @@ from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from token_prompts import as_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers

@@ -19,7 +19,8 @@ from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import LoopError, ModelError, RunFolderError
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.texts import format_bytes
 from token_prompts import as_prompts
 

@@ -18,7 +18,8 @@ from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from token_prompts import as_prompts
 
 NAMED = [("mamba", "dt_proj"), ("falcon_mamba", "dt_proj"), ("mamba", "x_proj")]

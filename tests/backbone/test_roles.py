@@ -326,7 +326,8 @@ def test_a_family_whose_logits_are_made_in_an_unknown_way_is_refused(monkeypatch
 
 
 def test_recomputed_layers_give_the_same_gradients_and_keep_the_cache() -> None:
-    from selfeval.rollout.engine import Request, generate
+    from selfeval.rollout.engine import generate
+    from selfeval.rollout.requests import Request
 
     kept, recomputed = tiny_models.backbone(), tiny_models.backbone()
     recomputed.recompute_layers()

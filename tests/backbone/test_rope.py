@@ -21,7 +21,8 @@ from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import ContextConfig, LoraConfig, load_config
 from selfeval.errors import ConfigError, LoopError, ModelError, RunFolderError
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from token_prompts import as_prompts
 
 METHODS = ("linear", "dynamic", "yarn")

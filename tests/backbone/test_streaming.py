@@ -24,7 +24,8 @@ from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import ModelError, RoleError
 from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from token_prompts import as_prompts
 
 IDS = torch.tensor([[5, 9, 2, 17, 30], [7, 7, 3, 21, 4]])

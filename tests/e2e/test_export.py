@@ -22,7 +22,8 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.training.evaluator import EVALUATOR, score_replies
 from toy import ToyRun
 

@@ -15,7 +15,8 @@ import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.errors import ModelError
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from tiny_families import FAMILIES, REFUSED, WINDOW
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -13,7 +13,7 @@ import tiny_models
 from selfeval.errors import ModelError
 from selfeval.judging.chat import freeze_date, with_system
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 
 OWN = templates_folder("no such model")
 DAY = date(2024, 7, 6)

@@ -17,7 +17,7 @@ from selfeval.judging.steps import step_ends
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.judging.voting import Voter
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout
+from selfeval.rollout.requests import Request, Rollout
 from toy import LAB
 
 TOKENIZER = tiny_models.words_tokenizer()

@@ -30,7 +30,8 @@ from selfeval.planner.phase_peaks import (
 )
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone, fullest
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.training.checkpoint import role_optimizer
 from selfeval.training.context import LearnerContext, QuestionPrompts
 from selfeval.training.policy import train_policy

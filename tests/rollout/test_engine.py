@@ -19,7 +19,8 @@ from selfeval.errors import LoopError, MemoryLimitError, ModelError, RoleError
 from selfeval.prompt import Image, Prompt
 from selfeval.rollout.batch import Batch, _distinct_prompts
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, Rollout, _by_length, generate
+from selfeval.rollout.engine import _by_length, generate
+from selfeval.rollout.requests import Request, Rollout
 from token_prompts import as_prompts
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"

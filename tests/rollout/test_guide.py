@@ -11,8 +11,9 @@ from scarce import no_memory
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import RoleError
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12), (5, 9, 2, 14)]
 ENDS = (1, 3, 20, 21, 22)

@@ -17,7 +17,8 @@ from transformers import (
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.sampling import Filters
 
 NEVER = float("-inf")

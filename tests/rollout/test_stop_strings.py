@@ -10,7 +10,8 @@ import pytest
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.stop_strings import StopStrings, before_stop
 from selfeval.rollout.thinking import ThinkingTokens
 

@@ -7,7 +7,8 @@ import pytest
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
+from selfeval.rollout.engine import generate, visible_ids
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 
 OPEN, CLOSE, END = 2, 3, 1

@@ -20,9 +20,10 @@ from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import BackboneConfig, LoraConfig, RunConfig
 from selfeval.errors import ConfigError, LoopError, ModelError, RoleError
 from selfeval.prompt import Image, Prompt
-from selfeval.rollout.engine import Request, Rollout, count_tokens
+from selfeval.rollout.engine import count_tokens
 from selfeval.rollout.engines import OwnEngine, RolloutEngine, make_engine
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.rollout.vllm_engine import VLLMEngine, _seed
 from selfeval.stages.preflight import check_input

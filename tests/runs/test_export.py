@@ -31,7 +31,8 @@ from selfeval.config import ContextConfig, EvaluatorConfig, PlacementConfig, Run
 from selfeval.errors import ExportError, ModelError, RunFolderError, StorageError
 from selfeval.judging.dialogue import evaluator_ids, hostile
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.runs import export
 from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.export import export_role, find_role

@@ -20,7 +20,8 @@ from selfeval.judging.protocol import Comparison, Judge, Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Split
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages import evaluation
 from selfeval.stages import policy as policies
 from selfeval.stages.context import Context

@@ -18,7 +18,8 @@ from selfeval.errors import ConfigError, LoopError, SeedsError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Drop, Question, Split
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages import questions
 from selfeval.stages.context import Context
 from selfeval.stages.given import read_given

@@ -19,7 +19,8 @@ from selfeval.prompt import Prompt
 from selfeval.records import Message, Question, Reply, Split
 from selfeval.rollout import engines
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
+from selfeval.rollout.engine import generate, visible_ids
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, read_limit
 from selfeval.stages import replies

@@ -19,7 +19,8 @@ from selfeval.evaluation.evaluator import JudgedPair
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Split, Verdict, VerdictState
 from selfeval.rollout import engines
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.runs.reader import round_folder
 from selfeval.stages import evaluation, questions, replies
 from selfeval.stages.context import Context

@@ -17,7 +17,7 @@ from selfeval.judging.steps import step_texts
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab.oracle import WordProblems
 from selfeval.records import Drop, Question, ReferenceAnswer, Reply, Split, StepLabels, Verdict, VerdictState
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 from selfeval.stages import steps
 from selfeval.stages.context import Context
 from selfeval.stages.gold import load_gold, right_steps_of

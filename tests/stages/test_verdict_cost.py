@@ -17,7 +17,8 @@ from selfeval.lab import vocabulary
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Split
 from selfeval.rollout import engine
-from selfeval.rollout.engine import Request, Rollout, count_tokens, generate
+from selfeval.rollout.engine import count_tokens, generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages import verdict_cost
 from selfeval.stages.context import Context
 from selfeval.stages.terminal import Terminal

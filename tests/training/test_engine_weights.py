@@ -20,8 +20,8 @@ from selfeval.algorithms.trust_region import flatten
 from selfeval.backbone.roles import Backbone
 from selfeval.config import BackboneConfig, LoraConfig, load_config
 from selfeval.errors import LoopError
-from selfeval.rollout.engine import Request, Rollout
 from selfeval.rollout.engines import OwnEngine
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.vllm_engine import VLLMEngine
 from selfeval.stages.context import Context
 from selfeval.stages.rounds import run_rounds

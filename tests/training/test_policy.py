@@ -22,8 +22,9 @@ from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
 from selfeval.prompt import Prompt
 from selfeval.rollout import engines
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.training import policy, policy_updates
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Samples, Scores

@@ -9,7 +9,7 @@ import tiny_models
 from policies import PROMPTS, context_of
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 from selfeval.training.context import POLICY, REFERENCE, Samples, Scores
 from selfeval.training.experience import Experience, RewardScale, build_experience
 from selfeval.training.replay import Replay

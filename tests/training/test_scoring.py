@@ -8,7 +8,7 @@ import tiny_models
 from policies import PROMPTS
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 from selfeval.training.context import Samples
 from selfeval.training.evaluator import score_replies
 from selfeval.training.scoring import EvaluatorScorer, Member

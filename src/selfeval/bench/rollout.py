@@ -26,7 +26,8 @@ from selfeval.bench.workloads import (
     own_threads,
     replies_to,
 )
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.training.context import POLICY
 
 __all__ = ["BATCH_SIZES", "bench_rollout"]

@@ -18,7 +18,8 @@ from selfeval.judging.protocol import JudgeContext
 from selfeval.judging.reading import Place, find_verdict, is_refusal, thinking_of, token_at
 from selfeval.prompt import Prompt
 from selfeval.records import Unreadable
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 
 __all__ = ["LabelReader"]
 

@@ -16,7 +16,8 @@ from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.quality.answers import answer_of
 from selfeval.records import Unreadable
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 
 __all__ = ["Ballot", "Vote", "Voter", "count_votes", "majority_of"]
 

@@ -20,7 +20,8 @@ from selfeval.lab.noise import draw_reply
 from selfeval.lab.oracle import WordProblems
 from selfeval.quality.statistics import proportion
 from selfeval.records import PairwiseEvidence
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 
 __all__ = ["examine"]
 

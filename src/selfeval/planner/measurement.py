@@ -30,7 +30,7 @@ from selfeval.planner.phase_peaks import (
 )
 from selfeval.planner.shape_tracing import Peaks, computes, fullest
 from selfeval.planner.workload import Workload
-from selfeval.rollout.engine import Request
+from selfeval.rollout.requests import Request
 from selfeval.training.context import POLICY
 
 __all__ = ["Measured"]

@@ -20,8 +20,8 @@ from selfeval.config import CriticConfig, EvaluatorConfig, Pooling, RunConfig
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
 from selfeval.prompt import Prompt
 from selfeval.rollout.batch import Batch, joins_rows
-from selfeval.rollout.engine import Request
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request
 from selfeval.runs.members import member_roles
 from selfeval.stages.shards import START
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext

@@ -28,7 +28,8 @@ from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.steps import split_steps
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages.given import read_given
 from selfeval.stages.seeds import seeds_of
 from selfeval.training.gradient_accumulation import add_gradients

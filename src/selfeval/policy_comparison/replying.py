@@ -10,7 +10,8 @@ from selfeval.backbone.adapters import BASE
 from selfeval.judge_benchmark.benchmark import loaded_once
 from selfeval.policy_comparison.sources import Source
 from selfeval.records import Question
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.runs.conversations import check_conversations
 from selfeval.runs.model import RunModel
 from selfeval.runs.policy import load_policy

@@ -14,7 +14,8 @@ from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Rollout, check_prompts
+from selfeval.rollout.engine import check_prompts
+from selfeval.rollout.requests import Rollout
 
 __all__ = ["beam_search"]
 

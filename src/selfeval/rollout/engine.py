@@ -23,7 +23,7 @@ from selfeval.rollout.guide import Guide
 from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.thinking import ThinkingTokens
 
-__all__ = ["Request", "Rollout", "Tally", "add_to_tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
+__all__ = ["Tally", "add_to_tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
 
 _TURNS = 16
 """Requests per place of a batch whose rows are replaced. More would keep it full for longer, but their random numbers are drawn

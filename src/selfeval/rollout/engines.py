@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import BackboneConfig
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.thinking import ThinkingTokens
 
 __all__ = ["OwnEngine", "RolloutEngine", "make_engine"]

@@ -37,8 +37,9 @@ from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.backbone.snapshot import model_folder
 from selfeval.config import BackboneConfig
 from selfeval.errors import ConfigError, LoopError, RoleError
-from selfeval.rollout.engine import Request, Rollout, add_to_tally, check_prompts
+from selfeval.rollout.engine import add_to_tally, check_prompts
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 
 __all__ = ["VLLMEngine"]

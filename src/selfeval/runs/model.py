@@ -13,7 +13,8 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.records import Question
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reader import RunReader, backbone_config
 from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit

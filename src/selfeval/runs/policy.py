@@ -13,8 +13,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.errors import InputError, RunFolderError
 from selfeval.links import stays_inside
 from selfeval.records import Question
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request
 from selfeval.runs.conversations import AnyQuestion, check_conversations, questions_from
 from selfeval.runs.model import RunModel, TrainedModel
 from selfeval.runs.reader import RunReader

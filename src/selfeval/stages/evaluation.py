@@ -51,8 +51,9 @@ from selfeval.report.schema import (
     UnitTests,
     Verdicts,
 )
-from selfeval.rollout.engine import Rollout, visible_ids
+from selfeval.rollout.engine import visible_ids
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Rollout
 from selfeval.runs.members import temperature_of
 from selfeval.stages.attacks import attack_evaluator, most_attacks
 from selfeval.stages.context import Context

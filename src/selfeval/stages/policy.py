@@ -15,8 +15,9 @@ from selfeval.errors import LoopError
 from selfeval.judging.steps import step_ends
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Sampled, Split
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.runs.policy import GUIDE, load_policy
 from selfeval.stages.context import Context
 from selfeval.stages.policy_gate import check_evaluator

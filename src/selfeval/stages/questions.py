@@ -29,7 +29,8 @@ from selfeval.prompt import Prompt
 from selfeval.quality.dedupe import NearDuplicates, normalise
 from selfeval.quality.question_filters import QuestionFilters
 from selfeval.records import Drop, Question, Split
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given

@@ -25,7 +25,8 @@ from selfeval.config import RepliesConfig
 from selfeval.errors import LoopError
 from selfeval.records import Question, ReferenceAnswer, Reply, Split
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, Rollout, visible_ids
+from selfeval.rollout.engine import visible_ids
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.stop_strings import before_stop
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, ReplyLimit, decide_limit, read_limit

@@ -17,7 +17,8 @@ from selfeval.config import judge_spec
 from selfeval.quality.statistics import ratio_of_means
 from selfeval.records import Question, Reply
 from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
-from selfeval.rollout.engine import Request, count_tokens, generate
+from selfeval.rollout.engine import count_tokens, generate
+from selfeval.rollout.requests import Request
 from selfeval.stages.context import Context
 from selfeval.stages.verdicts import compared
 

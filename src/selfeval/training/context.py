@@ -14,9 +14,9 @@ from torch import Tensor
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Rollout
 from selfeval.rollout.engines import OwnEngine, RolloutEngine
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Rollout
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.training.evaluator import Preference
 

@@ -24,8 +24,8 @@ from selfeval.backbone.logprobs import Measure, TokenLogprobs, token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
-from selfeval.rollout.engine import Request, Rollout
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 
 __all__ = [

@@ -15,8 +15,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.judging.protocol import Comparison, Judge
 from selfeval.judging.templates import Templates
 from selfeval.records import Question
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.training.context import POLICY, JudgeReading
 

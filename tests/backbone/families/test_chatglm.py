@@ -28,7 +28,8 @@ from selfeval.config import LoraConfig
 from selfeval.errors import ModelError
 from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from token_prompts import as_prompts
 
 FOLDERS = ("chatglm1", "chatglm1-28l", "chatglm2", "chatglm3")

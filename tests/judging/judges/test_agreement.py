@@ -26,7 +26,7 @@ from selfeval.judging.voting import Vote
 from selfeval.quality.answers import answer_of, is_answer
 from selfeval.quality.statistics import wilson_interval
 from selfeval.records import AgreementEvidence, Message, Unreadable, VerdictState
-from selfeval.rollout.engine import Request, Rollout
+from selfeval.rollout.requests import Request, Rollout
 from toy import LAB
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"

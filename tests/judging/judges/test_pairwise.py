@@ -25,7 +25,7 @@ from selfeval.judging.protocol import Comparison, Judge, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import PairwiseEvidence, Unreadable, VerdictState
-from selfeval.rollout.engine import Request, Rollout
+from selfeval.rollout.requests import Request, Rollout
 
 DUELS = [Comparison("What is 2 + 3?", "five", "four"), Comparison("And 1 + 1?", "two", "eleven")]
 

@@ -32,7 +32,8 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab.corpus import draw_reply
 from selfeval.lab.domain import draw_problem
 from selfeval.records import PointwiseEvidence, Unreadable, VerdictState
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.runs.judge import Judge as LoadedJudge
 from selfeval.runs.reader import RunReader
 from toy import FEW, LAB, copy_lab, toy_arguments

@@ -13,7 +13,7 @@ from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles
 from selfeval.algorithms.q_learning import huber_loss, td_target
 from selfeval.config import PolicyConfig
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.experience import RewardScale, build_experience
 from selfeval.training.learners import action_values

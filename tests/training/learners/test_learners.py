@@ -16,7 +16,8 @@ import tiny_models
 from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles, train
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LEARNERS
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies
 from selfeval.training.experience import Experience, RewardScale, build_experience, collect, present

@@ -17,7 +17,7 @@ from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles, po
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 from selfeval.training import preference_pairs
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Samples, Scores
 from selfeval.training.evaluator import Preference

@@ -19,7 +19,8 @@ from selfeval.backbone.sequences import Sequences, pad_sequences
 from selfeval.config import LoraConfig, PolicyConfig, TRPOConfig
 from selfeval.errors import ModelError
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.training.context import POLICY, LearnerContext, Samples, Scores
 from selfeval.training.experience import Experience
 from selfeval.training.natural_step import fisher_product, natural_step, step_outcome

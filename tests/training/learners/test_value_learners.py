@@ -14,8 +14,9 @@ import tiny_models
 from policies import CONFIG, LIKED, LIMIT, PROMPTS, CallingRecorder, changed, context_of, four_roles
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Samples, Scores
 from selfeval.training.experience import Experience, RewardScale, build_experience
 from selfeval.training.learners import make_learner

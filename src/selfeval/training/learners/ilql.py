@@ -18,7 +18,7 @@ import torch
 
 from selfeval.algorithms.q_learning import expectile_loss
 from selfeval.config import ILQLConfig
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.requests import Rollout
 from selfeval.training.context import CRITIC, LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import sample
 from selfeval.training.learners.action_values import (

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from selfeval.algorithms.group_advantages import remax_advantages
 from selfeval.backbone.sequences import pad_sequences
-from selfeval.rollout.engine import Request, Rollout
+from selfeval.rollout.requests import Request, Rollout
 from selfeval.training.context import POLICY, QuestionPrompts, Samples
 from selfeval.training.experience import (
     Experience,
