@@ -19,6 +19,7 @@ from selfeval.judging.reading import Place, find_verdict, is_refusal, thinking_o
 from selfeval.prompt import Prompt
 from selfeval.records import Unreadable
 from selfeval.rollout.engine import generate
+from selfeval.rollout.next_tokens import next_logprobs
 from selfeval.rollout.requests import Request, Rollout
 
 __all__ = ["LabelReader"]
@@ -207,11 +208,9 @@ class LabelReader:
         seen |= {(case, ()): spot.watched for case, spot in spots.items() if spot.watched is not None}
         # Labels of several tokens need one extra forward pass per shared prefix.
         needed = [(case, fork) for case in spots for fork in self.tokens.forks if (case, fork) not in seen]
-        requests = [Request(spots[case].before.followed_by(fork), temperature=0.0) for case, fork in needed]
+        prompts = [spots[case].before.followed_by(fork) for case, fork in needed]
         watch = self.tokens.all
-        # One step is enough: only its watched log-probs are read, and the sampled token is ignored.
-        rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, batch_size=self.batch_size, watch=watch)
-        seen |= {place: rollout.watched[0] for place, rollout in zip(needed, rollouts, strict=True)}
+        seen |= dict(zip(needed, next_logprobs(self.backbone, prompts, watch, batch_size=self.batch_size), strict=True))
 
         def total(case: _Case, path: TokenIds) -> float:
             # The chain rule along the tokens of a label: log p(a b) = log p(a) + log p(b | a).

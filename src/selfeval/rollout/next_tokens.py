@@ -1,0 +1,116 @@
+"""Log-probs of certain tokens right after prompts, without sampling; what prompts have in common at their start is read once.
+
+Prompts of a judge share its instructions, and often the question. Those of a group are split into a shared start and the rest,
+which are read in the layout of replies that share a prompt (`backbone.shared_prefixes`).
+
+Shapes: B prompts, D hidden, W watched tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
+
+import torch
+
+from selfeval.backbone.budget import Phase
+from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import pad_sequences, states_at
+from selfeval.prompt import Prompt
+from selfeval.rollout.engine import add_to_tally
+from selfeval.rollout.requests import Request, Rollout
+
+__all__ = ["next_logprobs", "shared_starts"]
+
+_PASS_TOKENS = {"cpu": 4096}
+"""Tokens of a pass, before shared starts are taken out; on a CPU, activations then stay in its caches."""
+_MOST_PASS_TOKENS = 16384
+
+
+def next_logprobs(
+    backbone: Backbone, prompts: Sequence[Prompt], watch: Sequence[int], *, batch_size: int
+) -> list[tuple[float, ...]]:
+    """Return log-probs in nats of tokens right after each prompt, under the acting role at temperature 1, in the order given.
+
+    They are those that `generate` records for `watch` at its first step, up to rounding.
+
+    Args:
+        backbone: backbone with an acting role.
+        prompts: prompts of at least two tokens.
+        watch: token ids.
+        batch_size: maximum number of prompts in memory at once.
+
+    Raises:
+        LoopError: a prompt is longer than the model's context.
+        ModelError: a prompt has an image.
+        MemoryLimitError: there is not enough memory for a single prompt.
+    """
+    backbone.refuse_mixed_rows("reading label probabilities in groups of similar length")
+    columns = torch.tensor(list(watch), dtype=torch.long, device=backbone.loaded.device)
+
+    @torch.no_grad()
+    def of_group(group: list[int]) -> list[list[float]]:
+        # In the order of their ids, prompts with the same start are next to each other.
+        order = sorted(range(len(group)), key=lambda place: prompts[group[place]].ids)
+        chosen = [prompts[group[place]] for place in order]
+        starts = shared_starts([prompt.ids for prompt in chosen])
+        split = list(zip(chosen, starts, strict=True))
+        firsts, rests = [Prompt(p.ids[:start], p.images) for p, start in split], [p.ids[start:] for p, start in split]
+        batch = pad_sequences(backbone, firsts, rests)
+        rows_B = torch.arange(len(group), device=columns.device)
+        hidden_BD = states_at(backbone, batch, rows_B, batch.mask_BR.sum(-1) - 1)
+        found: list[list[float]] = backbone.logits(hidden_BD).log_softmax(-1)[:, columns].tolist()
+        return [found[order.index(place)] for place in range(len(group))]
+
+    sizes = [len(prompt.ids) for prompt in prompts]
+    limit = min(_PASS_TOKENS.get(backbone.loaded.device.type, _MOST_PASS_TOKENS), batch_size * max(sizes, default=0))
+    results: dict[int, tuple[float, ...]] = {}
+    for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, limit, of_group):
+        results |= {i: tuple(row) for i, row in zip(group, rows, strict=True)}
+    # The tokens that were asked to be read, as in sampling: shared starts are not subtracted.
+    add_to_tally([Request(prompt) for prompt in prompts], [Rollout((), (), False)] * len(prompts))
+    return [results[i] for i in range(len(prompts))]
+
+
+def shared_starts(sorted_ids: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each of some sorted sequences the number of its first tokens to read once for it and its neighbours.
+
+    Neighbours are in one cluster where they share at least a certain number of tokens, and a cluster reads once what all of its
+    members share, without the last token of any. Of all such numbers the one with the fewest tokens in total is chosen.
+
+    Example:
+        >>> shared_starts([(1, 2, 3, 4), (1, 2, 3, 5), (1, 7, 7, 7)])
+        [3, 3, 3]
+    """
+    shared = [_common(a, b) for a, b in pairwise(sorted_ids)]
+    candidates = [_starts(sorted_ids, shared, least) for least in {*shared, 0}]
+    return min(candidates, key=lambda starts: _tokens(sorted_ids, starts))
+
+
+def _starts(sorted_ids: Sequence[Sequence[int]], shared: Sequence[int], least: int) -> list[int]:
+    """Return the starts if neighbours with at least `least` shared tokens are in one cluster."""
+    clusters = [[0]]
+    for place, common in enumerate(shared, start=1):
+        if common >= least:
+            clusters[-1].append(place)
+        else:
+            clusters.append([place])
+    starts = []
+    for cluster in clusters:
+        # In sorted order, what all members share is what the first and the last do.
+        common = _common(sorted_ids[cluster[0]], sorted_ids[cluster[-1]])
+        # A prompt needs a token of its own, and one before it.
+        start = max(1, min(common, *(len(sorted_ids[place]) - 1 for place in cluster)))
+        starts += [start] * len(cluster)
+    return starts
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the number of first tokens that two sequences share."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _tokens(sorted_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> int:
+    """Return the number of tokens that are read: each distinct start once, and all rests."""
+    distinct = {(start, tuple(ids[:start])) for ids, start in zip(sorted_ids, starts, strict=True)}
+    return sum(start for start, _ in distinct) + sum(len(ids) - start for ids, start in zip(sorted_ids, starts, strict=True))
