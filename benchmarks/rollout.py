@@ -2,7 +2,7 @@
 
 python benchmarks/rollout.py [--models embedded llama-30m smollm2-135m] [--rounds 3] [--requests 256]
 
-Calls the functions of `selfeval bench rollout` and `selfeval bench logprobs`, one thread, on the embedded model, a random Llama
+Calls the functions of `selfeval bench rollout`, with one and with eight replies per prompt, and `selfeval bench logprobs`, one thread, on the embedded model, a random Llama
 of 30 million parameters (`step.make_model`) and, if benchmarks/real_model.py has converted it, SmolLM2-135M. Models that are
 not asked for keep their earlier figures.
 """
@@ -75,7 +75,7 @@ def main() -> None:
 
         sizes = {"requests": asked.requests, **SIZES[model]}
         return {
-            "rollout": bench_rollout(options, **sizes, tell=say(model)).as_json(),
+            "rollout": {f"n={n}": bench_rollout(options, samples=n, **sizes, tell=say(model)).as_json() for n in (1, 8)},
             "logprobs": bench_logprobs(options, **sizes, tell=say(model)).as_json(),
         }
 
