@@ -623,6 +623,59 @@ def _step_row(model: str, learner: str, found: dict[str, Any]) -> str:
     return f"| {' | '.join(values)} |"
 
 
+_SIDES = ("ours", "hugging_face", "limit")
+
+
+def side_tables() -> str:
+    """Return the tables of docs/concepts/speed.md that compare the best setting of each side, as far as they are measured."""
+    blocks = []
+    for name in ("rollout", "judging"):
+        if _is_measured(name):
+            found = _load(name)
+            results = [(MODELS_SHORT[model], found[model]) for model in MODELS_SHORT if model in found]
+            rows = [row for model, result in results for row in _side_rows(model, result)]
+            blocks.append("\n".join([_side_caption(found["command"]), "", *_SIDE_HEAD, *rows]))
+    return "\n\n".join(blocks) + "\n" if blocks else ""
+
+
+MODELS_SHORT = {"embedded": "embedded", "llama-30m": "Llama, 30M", "smollm2-135m": "SmolLM2, 135M"}
+_SIDE_HEAD = (
+    "| model | work | amount | this package | Hugging Face | limit | Hugging Face over ours | ours over the limit |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
+def _side_caption(command: str) -> str:
+    return (
+        f"By `{command}`, CPU seconds of one thread, medians of rounds in which the sides take turns, each side at its fastest "
+        "batch size (setting in brackets)."
+    )
+
+
+def _side_rows(model: str, result: dict[str, Any]) -> list[str]:
+    """Return a row per comparison of a result, which may hold several results by name."""
+    if "comparisons" not in result:
+        return [row for name, part in result.items() for row in _side_rows(_named(model, name), part)]
+    return [_side_row(model, comparison) for comparison in result["comparisons"]]
+
+
+def _named(model: str, name: str) -> str:
+    return f"{model}, {name.replace('n=', 'replies per prompt: ')}" if name.startswith("n=") else model
+
+
+def _side_row(model: str, comparison: dict[str, Any]) -> str:
+    best = {side["side"]: side for side in comparison["sides"] if side["best"]}
+    seconds = {name: side["cpu_seconds"]["median"] for name, side in best.items()}
+    cells = [
+        f"{seconds[name]:.2f} ({best[name]['setting']})" if name in best and name != "limit" else f"{seconds.get(name, 0):.2f}"
+        for name in _SIDES
+    ]
+    over = f"{seconds['hugging_face'] / seconds['ours']:.2f}" if "hugging_face" in seconds else ""
+    limit = f"{seconds['ours'] / seconds['limit']:.2f}"
+    amount = f"{comparison['units']:,} {comparison['unit']}"
+    return f"| {' | '.join((model, comparison['title'], amount, *cells, over, limit))} |"
+
+
 def steps_tables() -> str:
     """Return the tables of docs/algorithms/steps.md, from results/steps.json."""
     if not _is_measured("steps"):
@@ -1057,7 +1110,7 @@ def main() -> None:
     _refresh(_STEPS, steps_tables(), options.check)
     _refresh(_EVALUATOR, options_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
-    _refresh(_SPEED, step_table(), options.check)
+    _refresh(_SPEED, step_table() + (f"\n{tables}" if (tables := side_tables()) else ""), options.check)
     _refresh(_MEMORY, freed_memory_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)

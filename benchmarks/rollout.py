@@ -2,9 +2,9 @@
 
 python benchmarks/rollout.py [--models embedded llama-30m smollm2-135m] [--rounds 3] [--requests 256]
 
-Calls the functions of `selfeval bench rollout`, with one and with eight replies per prompt, and `selfeval bench logprobs`, one thread, on the embedded model, a random Llama
-of 30 million parameters (`step.make_model`) and, if benchmarks/real_model.py has converted it, SmolLM2-135M. Models that are
-not asked for keep their earlier figures.
+Calls the functions of `selfeval bench rollout`, with one and with eight replies per prompt, and of `selfeval bench logprobs`,
+with one thread, on the embedded model, a random Llama of 30 million parameters (`step.make_model`) and, if
+benchmarks/real_model.py has converted it, SmolLM2-135M. Models that are not asked for keep their earlier figures.
 """
 
 from __future__ import annotations
