@@ -22,7 +22,7 @@ from selfeval.rollout.requests import Request, Rollout
 
 __all__ = ["next_logprobs", "shared_starts"]
 
-_PASS_TOKENS = {"cpu": 4096}
+_PASS_TOKENS = {"cpu": 2048}
 """Tokens of a pass, before shared starts are taken out; on a CPU, activations then stay in its caches."""
 _MOST_PASS_TOKENS = 16384
 
