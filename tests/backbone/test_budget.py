@@ -99,6 +99,23 @@ def test_items_with_the_same_prompt_stay_together() -> None:
     assert small == [[1, 4], [2], [3], [0]]
 
 
+def test_a_prompt_is_not_cut_in_two_groups_if_it_fits_one() -> None:
+    sizes, prompts = [4] * 9, [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    found = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 20, lambda group: None, prompts)]
+    assert found == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]  # five items would fit
+    found = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 28, lambda group: None, prompts)]
+    assert found == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
+    found = [group for group, _ in MemoryBudget().in_groups(UPDATE, sizes, 8, lambda group: None, prompts)]
+    assert found == [[0, 1], [2], [3, 4], [5], [6, 7], [8]]
+
+
+def test_passes_without_gradients_have_a_limit_of_their_own() -> None:
+    budget = MemoryBudget(pass_tokens=8)
+    for phase, expected in ((Phase.SCORE, [2, 2, 2]), (UPDATE, [6]), (Phase.ROLLOUT, [6])):
+        assert [len(group) for group, _ in budget.in_groups(phase, [4] * 6, 100, lambda group: None)] == expected
+    assert [len(group) for group, _ in budget.in_groups(Phase.SCORE, [4] * 6, 4, lambda group: None)] == [1] * 6
+
+
 def test_the_group_that_failed_is_made_again_in_halves_and_the_next_begin_there() -> None:
     sizes = [4] * 64
     budget = MemoryBudget(ToldMeter(free=77))

@@ -16,9 +16,13 @@ from selfeval.backbone.meters import CpuMeter, Meter
 from selfeval.errors import MemoryLimitError, is_out_of_memory
 from selfeval.texts import format_bytes
 
-__all__ = ["EventKind", "MemoryBudget", "MemoryEvent", "Phase"]
+__all__ = ["CPU_PASS_TOKENS", "EventKind", "MemoryBudget", "MemoryEvent", "Phase"]
 
 R = TypeVar("R")
+
+CPU_PASS_TOKENS = 4096
+"""Tokens of a pass without gradients on a CPU, whose caches then hold the activations: for the embedded model, passes of 16,384
+tokens took 1.4 times as long. It is no measurement of each machine, so that a run resumes with the same groups."""
 
 _PATIENCE, _MOST_PATIENCE = 16, 1024
 """Successful groups required before the limit doubles; doubled after each premature increase."""
@@ -119,11 +123,15 @@ class MemoryBudget:
     Args:
         meter: optional meter of the memory that the backbone's passes use. Default: resident memory of this process.
         tell: optional callback that receives a message when a limit shrinks for a new reason.
+        pass_tokens: Optional. Maximum tokens of a pass without gradients, if it is lower than the caller's limit.
         shorter: what makes sequences shorter, for messages; a command that reads other sequences than a run sets it.
     """
 
-    def __init__(self, meter: Meter | None = None, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, meter: Meter | None = None, tell: Callable[[str], None] | None = None, *, pass_tokens: int | None = None
+    ) -> None:
         self.meter: Meter = meter or CpuMeter()
+        self._pass_tokens = pass_tokens
         self.tell, self.shorter = tell, "lower replies.max_new_tokens"
         self._gauges = {phase: _Gauge(phase) for phase in Phase}
         self._phase: Phase | None = None
@@ -164,10 +172,14 @@ class MemoryBudget:
             MemoryLimitError: a single item does not fit.
         """
         gauge, start = self._gauges[phase], 0
+        if phase is Phase.SCORE and self._pass_tokens is not None:
+            limit = min(limit, self._pass_tokens)
         order = _order(sizes, prompts)
         self._begin(gauge, limit, len(sizes), max(sizes, default=0))
         while start < len(order):
             group = _next_group(order, sizes, start, turns * gauge.within(limit))
+            if prompts is not None:
+                group = _whole_prompts(group, order[start + len(group) :], prompts)
             largest, more = max(sizes[i] for i in group), start + len(group) < len(order)
             units = len(group) * largest
             if turns > 1:
@@ -319,6 +331,17 @@ def _order(sizes: Sequence[int], prompts: Sequence[int] | None) -> list[int]:
     for prompt, size in zip(prompts, sizes, strict=True):
         largest[prompt] = max(size, largest.get(prompt, 0))
     return sorted(range(len(sizes)), key=lambda i: (largest[prompts[i]], prompts[i], sizes[i], i))
+
+
+def _whole_prompts(group: list[int], rest: Sequence[int], prompts: Sequence[int]) -> list[int]:
+    """Leave items to the next group that share their prompt with its first item, so that the prompt is read once.
+
+    A group of a single prompt stays as it is.
+    """
+    if not rest or prompts[group[-1]] != prompts[rest[0]]:
+        return group
+    whole = [item for item in group if prompts[item] != prompts[rest[0]]]
+    return whole or group
 
 
 def _next_group(order: Sequence[int], sizes: Sequence[int], start: int, limit: int) -> list[int]:

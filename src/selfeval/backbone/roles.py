@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack
 from selfeval.backbone.body import text_body
-from selfeval.backbone.budget import MemoryBudget
+from selfeval.backbone.budget import CPU_PASS_TOKENS, MemoryBudget
 from selfeval.backbone.decode_step import DecodeStep
 from selfeval.backbone.depth import first_layers
 from selfeval.backbone.fingerprint import base_fingerprint
@@ -56,7 +56,8 @@ class Backbone:
 
     def __init__(self, loaded: LoadedModel, lora: LoraConfig, source: str, memory_budget: int | None = None) -> None:
         self.loaded = loaded
-        self.budget = MemoryBudget(meter_for((p.device for p in loaded.model.parameters()), memory_budget))
+        meter = meter_for((p.device for p in loaded.model.parameters()), memory_budget)
+        self.budget = MemoryBudget(meter, pass_tokens=CPU_PASS_TOKENS if loaded.device.type == "cpu" else None)
         self.loss_scale = LossScale(self._tell) if loaded.model.dtype == torch.float16 else None
         self.source = source
         self._stack = AdapterStack()
