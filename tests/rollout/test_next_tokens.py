@@ -45,6 +45,15 @@ def test_they_are_those_that_sampling_records(family: str) -> None:
                 assert ours == pytest.approx(theirs, abs=1e-5)
 
 
+def test_few_shared_tokens_are_read_with_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_models.backbone("llama", 40)
+    assert backbone.shares_prefixes(16)
+    monkeypatch.setattr(type(backbone), "layout_hidden", lambda self, layout: pytest.fail("read in the shared layout"))
+    prompts = [Prompt((5, 9, *range(n, n + 6))) for n in (10, 20, 30)]  # 2 + 3 x 6 of 24 tokens
+    with backbone.acting_as("base"):
+        next_logprobs(backbone, prompts, WATCH, batch_size=256)
+
+
 def test_shared_starts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_models.backbone("llama", 40)
     read: list[int] = []
