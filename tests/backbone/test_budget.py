@@ -353,3 +353,22 @@ def test_a_group_of_several_turns_fails_where_one_row_does_not_fit() -> None:
 
     with pytest.raises(MemoryLimitError, match="sampling one reply alone does not fit"):
         list(MemoryBudget(ToldMeter()).in_groups(Phase.ROLLOUT, [1] * 9, 8, work, turns=4))
+
+
+def test_a_memory_budget_lets_groups_of_several_turns_grow() -> None:
+    budget = MemoryBudget(ToldMeter(limit=1 << 30))
+    seen = []
+    for _ in range(6):
+        for group, places in budget.in_groups(
+            Phase.ROLLOUT, [1] * 256, 256, lambda group: budget.within(Phase.ROLLOUT, 256), turns=8
+        ):
+            seen.append((len(group), places))
+    # 16 rows at first, to measure; the limit doubles after each group, and is gone at the caller's.
+    assert seen[:5] == [(16, 16), (32, 32), (64, 64), (128, 128), (16, 256)]
+    assert seen[-1] == (256, 256)
+
+
+def test_no_items_leave_no_limit_behind() -> None:
+    budget = MemoryBudget(ToldMeter(limit=1 << 30))
+    assert list(budget.in_groups(Phase.SCORE, [], 0, lambda group: None)) == []
+    assert next(len(group) for group, _ in budget.in_groups(Phase.SCORE, [4] * 64, 256, lambda group: None)) == 4

@@ -35,6 +35,7 @@ class Bytes:
         ([b"a", "é".encode()[:1], "é".encode()[1:], b"b"], ["é"], 3),  # a character in two tokens
         ([b"a", b"b", b"c"], ["cb", "abc"], 3),
         ([b"a", b"b", b"c"], ["ca"], None),
+        ([b"User", b":", b" Hi", b" there"], ["User: "], 3),
     ],
 )
 def test_the_token_that_completes_a_string_is_found(tokens: list[bytes], strings: list[str], ends_at: int | None) -> None:
@@ -77,7 +78,9 @@ def test_a_chain_of_thought_is_not_searched() -> None:
 def test_a_stop_string_is_cut_off_and_the_end_token_takes_its_place() -> None:
     loaded: Any = SimpleNamespace(tokenizer=Bytes(b"4 apples", b".", b" Quest", b"ion:", b"!"), eos_ids=(9,))
     rollout = Rollout((0, 1, 2, 3), (-1.0, -2.0, -3.0, -4.0), finished=True)
+    # The token " Quest" has the beginning of the string, so none of it stays.
     found = before_stop(rollout, ("Question:",), loaded)
-    assert (found.ids, found.logprobs) == ((0, 1, 2, 9), (-1.0, -2.0, -3.0, 0.0))
+    assert (found.ids, found.logprobs) == ((0, 1, 9), (-1.0, -2.0, 0.0))
+    assert before_stop(rollout, ("Question:", "apples"), loaded).ids == (9,)
     assert before_stop(rollout, ("nothing",), loaded) == rollout
     assert before_stop(rollout, (), loaded) == rollout

@@ -327,6 +327,12 @@ def test_calls_that_need_logits_are_refused(folder: Path, backbone: Backbone, vl
         sample(engine_of(folder), backbone, SAMPLED, **options)
 
 
+def test_stop_strings_of_models_that_think_are_refused(folder: Path, backbone: Backbone, vllm: type[LLM]) -> None:
+    thinking = ThinkingTokens(frozenset({5}), frozenset({6}))
+    with pytest.raises(LoopError, match="unset replies.stop_strings"):
+        sample(engine_of(folder), backbone, [Request(Prompt((7,)), stop_strings=("x",))], thinking=thinking)
+
+
 def test_images_and_missing_or_mixed_roles_are_refused(folder: Path, backbone: Backbone, vllm: type[LLM]) -> None:
     engine = engine_of(folder)
     with pytest.raises(ModelError, match="image"):

@@ -134,7 +134,7 @@ class AdapterStack:
         return module in self._hooked
 
     def add_adapters(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Return the output of a layer with those of the acting roles' adapters added.
+        """Return the output of a layer with those of the acting roles' adapters added, without gradients in place.
 
         Args:
             layer: adapted layer.

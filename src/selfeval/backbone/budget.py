@@ -131,7 +131,7 @@ class MemoryBudget:
         self, meter: Meter | None = None, tell: Callable[[str], None] | None = None, *, pass_tokens: int | None = None
     ) -> None:
         self.meter: Meter = meter or CpuMeter()
-        self._pass_tokens = pass_tokens
+        self.pass_tokens = pass_tokens
         self.tell, self.shorter = tell, "lower replies.max_new_tokens"
         self._gauges = {phase: _Gauge(phase) for phase in Phase}
         self._phase: Phase | None = None
@@ -158,8 +158,8 @@ class MemoryBudget:
             phase: type of work; free memory is measured again when the phase changes.
             sizes: size of each item in the phase's unit: padded tokens, or 1 for a row.
             limit: maximum units per group, including padding (a group has at least one item).
-            work: function of the indices of a group. It must not have side effects before it succeeds, because it may fail
-                midway and be called again with fewer items.
+            work: function of the indices of a group. It may fail midway and be called again with fewer items, so it must have
+                no side effects before it succeeds, or remember which items it has finished.
             prompts: optional number of the prompt of each item; items with the same prompt stay next to each other, because
                 they share its pass. Default: items are ordered by size alone.
             turns: how many times the limit a group may have, if `work` has no more than `within(phase, limit)` in memory at a
@@ -171,25 +171,33 @@ class MemoryBudget:
         Raises:
             MemoryLimitError: a single item does not fit.
         """
+        if not sizes:
+            return
         gauge, start = self._gauges[phase], 0
-        if phase is Phase.SCORE and self._pass_tokens is not None:
-            limit = min(limit, self._pass_tokens)
+        if phase is Phase.SCORE:
+            limit = self.scored_at_once(limit)
         order = _order(sizes, prompts)
         self._begin(gauge, limit, len(sizes), max(sizes, default=0))
         while start < len(order):
-            group = _next_group(order, sizes, start, turns * gauge.within(limit))
+            # The groups that measure the memory use have no further turns, so that the limit doubles after each of them.
+            measures = gauge.cap is not None and gauge.patience == 1
+            group = _next_group(order, sizes, start, (1 if measures else turns) * gauge.within(limit))
             if prompts is not None:
                 group = _whole_prompts(group, order[start + len(group) :], prompts)
-            largest, more = max(sizes[i] for i in group), start + len(group) < len(order)
-            units = len(group) * largest
+            largest = max(sizes[i] for i in group)
+            units = whole = len(group) * largest
             if turns > 1:
-                units = min(units, max(largest, gauge.within(limit)))
-            alone = units == largest
+                units = min(whole, max(largest, gauge.within(limit)))
+            more, alone = start + len(group) < len(order) or whole > units, units == largest
             results = self._attempt(gauge, group, units, work, alone=alone)
             if results:
-                self._went_well(gauge, units, limit, more=more, alone=alone)
+                self._went_well(gauge, units, limit, turns=whole // units if more else 0, alone=alone)
                 start += len(group)
                 yield group, results[0]
+
+    def scored_at_once(self, limit: int) -> int:
+        """Return the maximum tokens of a pass without gradients under the caller's limit."""
+        return limit if self.pass_tokens is None else min(limit, self.pass_tokens)
 
     def within(self, phase: Phase, limit: int) -> int:
         """Return the units that a group of this phase may have in memory now.
@@ -243,8 +251,8 @@ class MemoryBudget:
         self._shrink_after_failure(gauge, EventKind.OUT_OF_MEMORY, units)
         return []
 
-    def _went_well(self, gauge: _Gauge, units: int, limit: int, *, more: bool, alone: bool) -> None:
-        """Looks whether the budget was kept, and lets the limit grow; `more` items were left out of this group."""
+    def _went_well(self, gauge: _Gauge, units: int, limit: int, *, turns: int, alone: bool) -> None:
+        """Check whether the budget was kept, and let the limit grow after so many turns that left items out."""
         peak, budget = self.meter.peak(), self.meter.limit
         if budget is not None and peak > budget:
             if alone:
@@ -252,8 +260,8 @@ class MemoryBudget:
             self.meter.release()
             self._shrink_after_failure(gauge, EventKind.OVER_BUDGET, units)
             return
-        gauge.well += more
-        if more and gauge.cap is not None and gauge.well >= gauge.patience:
+        gauge.well += turns
+        if turns and gauge.cap is not None and gauge.well >= gauge.patience:
             self._grow(gauge, gauge.cap, limit)
 
     def _grow(self, gauge: _Gauge, cap: int, limit: int) -> None:
@@ -334,7 +342,7 @@ def _order(sizes: Sequence[int], prompts: Sequence[int] | None) -> list[int]:
 
 
 def _whole_prompts(group: list[int], rest: Sequence[int], prompts: Sequence[int]) -> list[int]:
-    """Leave items to the next group that share their prompt with its first item, so that the prompt is read once.
+    """Leave to the next group all items of the prompt that it would begin with, so that the prompt is read once.
 
     A group of a single prompt stays as it is.
     """

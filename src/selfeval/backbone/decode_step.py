@@ -3,7 +3,7 @@
 In a small batch most of the time of such a pass is Python: module calls, hooks, keyword arguments in every layer. `DecodeStep`
 computes the same operations on the same weights, in fewer calls: queries and keys are rotated together, grouped queries read
 their keys without a copy per query head, and the mask is converted once per token and not once per layer. On a CPU in fp32 its
-logits are bit for bit those of the model's own pass, except that attention may sum in another order. It knows the layer of
+logits are those of the model's own pass up to the order of sums in attention and norms. It knows the layer of
 Llama and of families that share it; other models keep their own pass.
 
 Shapes: B rows, T tokens so far, H query heads, K key heads, D hidden, V vocabulary.
@@ -179,15 +179,25 @@ class _Layer:
             (query_BHD.shape[1], key_BKD.shape[1]), dim=1
         )
         keys, values = layer_cache.update(key_BKD[:, :, None], value_BKD[:, :, None])
-        output = nn.functional.scaled_dot_product_attention(
-            query_BHD[:, :, None],
-            keys,
-            values,
-            attn_mask=mask,
-            scale=self._scale,
-            enable_gqa=keys.shape[1] != query_BHD.shape[1],
-        )
-        return output.reshape(len(inputs), 1, -1)
+        return _attend(query_BHD, keys, values, mask, self._scale, packed=inputs.device.type != "cpu")[:, None]
+
+
+def _attend(
+    query_BHD: Tensor, keys_BKTD: Tensor, values_BKTD: Tensor, mask: Tensor | None, scale: float, *, packed: bool
+) -> Tensor:
+    """Attention of one query per head over keys that groups of heads share, `[B, H D]`.
+
+    Args:
+        packed: the heads of a group are the queries of one head. On a GPU, a mask together with `enable_gqa` falls back to a
+            kernel that copies the keys per query head; on a CPU `enable_gqa` is faster.
+    """
+    batch, heads, size = query_BHD.shape
+    groups = keys_BKTD.shape[1]
+    query = query_BHD.reshape(batch, groups, heads // groups, size) if packed else query_BHD[:, :, None]
+    output = nn.functional.scaled_dot_product_attention(
+        query, keys_BKTD, values_BKTD, attn_mask=mask, scale=scale, enable_gqa=not packed and groups != heads
+    )
+    return output.reshape(batch, heads * size)
 
 
 def _norm(module: Any) -> _Linear:

@@ -260,7 +260,7 @@ class _Scores:
 
         passes = PlainPasses(bare, self.replies.read + self.replies.written, self.replies.width, 0)
         sides = [
-            Side("ours", f"{self.config.backbone.batch_tokens:,} tokens", partial(timed, ours, device)),
+            Side("ours", f"{self.backbone.budget.scored_at_once(scorer.batch_tokens):,} tokens", partial(timed, ours, device)),
             *(
                 Side("hugging_face", f"batch {n}", partial(timed, partial(theirs, n), device))
                 for n in (_sizes(batch_sizes, len(rows)) if has_peer else ())

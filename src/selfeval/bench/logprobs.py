@@ -83,7 +83,7 @@ def bench_logprobs(
 
     passes = PlainPasses(bare, replies.read + replies.written, replies.width, replies.written)
     sides = [
-        Side("ours", f"{batch_tokens:,} tokens", partial(timed, ours, device)),
+        Side("ours", f"{backbone.budget.scored_at_once(batch_tokens):,} tokens", partial(timed, ours, device)),
         *(
             Side("hugging_face", f"batch {size}", partial(timed, partial(theirs, size), device))
             for size in sorted({min(size, requests) for size in batch_sizes})

@@ -18,7 +18,7 @@ import torch
 
 from selfeval.backbone.budget import MemoryBudget, Phase
 from selfeval.backbone.load import pick_device
-from selfeval.backbone.meters import Meter, peak_resident_bytes, resident_bytes, return_freed_memory
+from selfeval.backbone.meters import peak_resident_bytes, resident_bytes, return_freed_memory
 from selfeval.bench.hugging_face import load_causal, load_classifier, reply_scores, sample_replies, with_adapter
 from selfeval.bench.step import StepShape, run_iterations, step_prompts
 from selfeval.bench.workloads import BenchOptions, Replies, add_random_role, bench_config, load_backbone, own_threads
@@ -99,8 +99,8 @@ class _Peaks:
 class _PhaseBudget(MemoryBudget):
     """A memory budget that notes the peak of each phase."""
 
-    def __init__(self, meter: Meter, peaks: _Peaks) -> None:
-        super().__init__(meter)
+    def __init__(self, own: MemoryBudget, peaks: _Peaks) -> None:
+        super().__init__(own.meter, pass_tokens=own.pass_tokens)
         self._peaks = peaks
 
     def in_groups(
@@ -119,7 +119,7 @@ class _PhaseBudget(MemoryBudget):
 def _ours(job: Job, peaks: _Peaks) -> None:
     config = bench_config(job.options)
     backbone = load_backbone(config, trust_remote_code=job.options.trust_remote_code)
-    backbone.budget = _PhaseBudget(backbone.budget.meter, peaks)
+    backbone.budget = _PhaseBudget(backbone.budget, peaks)
     run_iterations(backbone, job.shape, job.learner, batch_tokens=config.backbone.batch_tokens)
 
 

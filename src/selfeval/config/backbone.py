@@ -97,7 +97,7 @@ class BackboneConfig(Section):
     memory_budget: Size | None = None
     """Optional. Memory that this process may use, such as 2GiB (on a GPU: torch's memory there); batches shrink to fit."""
     batch_tokens: Count = 16384
-    """Tokens per forward pass when scoring, and per micro-batch when training."""
+    """Tokens per forward pass when scoring (on a CPU at most 4,096), and per micro-batch when training."""
     rollout_batch_size: Count = 256
     """Batch size of generation, in replies."""
     engine: Literal["own", "vllm"] = "own"

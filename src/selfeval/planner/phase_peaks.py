@@ -237,8 +237,11 @@ def rollout_peak(
     """
     meter = backbone.footprint()
     # Equal prompts share their prefill in the engine, so use exactly `prompts` different ones.
-    count = shape.rows + (waiting and joins_rows(backbone, guide))
-    requests = [replace(settings, prompt=Prompt((row % prompts,) * shape.prompt)) for row in range(count)]
+    waits = waiting and joins_rows(backbone, guide)
+    count = 2 * shape.rows if waits else shape.rows
+    # Neighbours share their prompt, as in the order in which the engine takes them.
+    numbers = [row * prompts // shape.rows for row in range(count)]
+    requests = [replace(settings, prompt=Prompt((number,) * shape.prompt)) for number in numbers]
     with torch.no_grad(), backbone.shapes, meter, backbone.acting_as(role):
         batch = Batch(backbone, requests, range(count), shape.reply, (), (), 0, guide, places=shape.rows)
         layers = _metered(batch, meter)
@@ -252,6 +255,10 @@ def rollout_peak(
                     layer.length = length
                 attention = torch.ones(len(tokens), length, dtype=torch.int64)
                 tokens = batch.draw(batch.advance(range(rows), tokens, attention)[0])
+        if waits:
+            # All rows have ended, and as many requests begin; the cache is allocated by now.
+            attention = torch.ones(len(tokens), shape.prompt + shape.reply - 1, dtype=torch.int64)
+            batch.draw(batch.advance((), tokens, attention, shape.rows)[0])
     return meter.peaks
 
 

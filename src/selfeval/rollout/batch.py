@@ -65,6 +65,9 @@ class Batch:
         stop, watch, seed, guide, thinking: as in `generate`.
         places: Optional. Number of rows at a time. Default: all requests.
         ended: Optional. Is called with the index and the reply of each request that is finished.
+
+    Attributes:
+        read: number of prompt tokens read so far.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Batch:
         assert self.joins or self._places == len(requests), "rows cannot join a batch of this model"
         self.passes = self._made_passes(most)
         self._waiting = 0
+        self.read = 0
         self.alive = torch.arange(0, device=device)
         self.steps_B = torch.zeros(0, dtype=torch.long, device=device)
         self._seen_BV: Tensor | None = None
@@ -130,13 +134,14 @@ class Batch:
     def prefill(self) -> tuple[Tensor, Tensor]:
         """Return next-token logits `[N, B, V]` and the attention mask after the prompts of the first rows.
 
-        Each distinct prompt is read once, for all rows that share it.
+        Each distinct prompt is read once, for all of these rows that share it.
         """
         if self.joins:
             return self._join(self._places, max(len(r.prompt.ids) for r in self.requests))
         distinct, owners = _distinct_prompts(self.requests)
         ids, attention = left_padded(distinct, self.backbone.loaded.pad_id, self.backbone.loaded.device)
         logits = self._forward(ids, attention)
+        self.read = sum(len(prompt.ids) for prompt in distinct)
         self._enter(len(self.requests))
         if len(distinct) == len(self.requests):
             return logits, attention
@@ -155,6 +160,7 @@ class Batch:
         requests = self.requests[self._waiting : self._waiting + count]
         for prompts, owners in _chunks(requests, _PREFILL_TOKENS.get(self.backbone.loaded.device.type, _MOST_PREFILL_TOKENS)):
             parts.append(self.passes[0].join(prompts, owners, width))
+            self.read += sum(len(prompt.ids) for prompt in prompts)
         self._enter(count)
         logits, attention = zip(*parts, strict=True)
         return _joined(logits, 1), _joined(attention, 0)

@@ -1,8 +1,8 @@
 """Sample token ids from the acting role, and record the log-prob of every sampled token.
 
-Rows with the same prompt share its prefill. Finished rows leave the batch and waiting requests take their places (continuous
-batching), so that a batch stays full until no request is waiting. The engine works on token ids throughout: a sampled
-end-of-sequence token is part of the reply.
+Rows with the same prompt that begin together share its prefill. Finished rows leave the batch and waiting requests take their
+places (continuous batching), so that a batch stays full until no request is waiting. The engine works on token ids
+throughout: a sampled end-of-sequence token is part of the reply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from selfeval.rollout.thinking import ThinkingTokens
 
 __all__ = ["Tally", "add_to_tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
 
-_TURNS = 16
+_TURNS = 8
 """Requests per place of a batch whose rows are replaced. More would keep it full for longer, but their random numbers are drawn
 in advance."""
 
@@ -123,6 +123,7 @@ def generate(
     order = sorted(range(len(requests)), key=lambda i: _by_length(requests[i].prompt), reverse=True)
     joins = joins_rows(backbone, guide)
     results: dict[int, Rollout] = {}
+    tally = _TALLY.get()
 
     def of_group(group: list[int]) -> None:
         # After a lack of memory, the replies that were finished before it are kept.
@@ -132,6 +133,8 @@ def generate(
 
         def ended(row: int, rollout: Rollout) -> None:
             results[indices[row]] = rollout
+            if tally:
+                tally.written += len(rollout.ids)
             if advance:
                 advance(1)
 
@@ -139,13 +142,15 @@ def generate(
         numbers = [first + i if (own := requests[i].stream) is None else own for i in indices]
         chosen = [requests[i] for i in indices]
         places = backbone.budget.within(Phase.ROLLOUT, batch_size) if joins else None
-        Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide, thinking, places, ended).run()
+        batch = Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide, thinking, places, ended)
+        batch.run()
+        if tally:
+            tally.read += batch.read
 
     # The roles of a guide read the same tokens in separate rows, which take memory as well.
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
-    for group, _ in backbone.budget.in_groups(Phase.ROLLOUT, sizes, batch_size, of_group, turns=_TURNS if joins else 1):
-        indices = [order[i] for i in group]
-        add_to_tally([requests[i] for i in indices], [results[i] for i in indices])
+    for _ in backbone.budget.in_groups(Phase.ROLLOUT, sizes, batch_size, of_group, turns=_TURNS if joins else 1):
+        pass
     return [results[i] for i in range(len(requests))]
 
 

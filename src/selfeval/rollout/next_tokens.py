@@ -65,8 +65,9 @@ def next_logprobs(
         batch = pad_sequences(backbone, firsts, rests)
         rows_B = torch.arange(len(group), device=columns.device)
         hidden_BD = states_at(backbone, batch, rows_B, batch.mask_BR.sum(-1) - 1)
-        found: list[list[float]] = backbone.logits(hidden_BD).log_softmax(-1)[:, columns].tolist()
-        return [found[order.index(place)] for place in range(len(group))]
+        logprobs_BV = backbone.logits(hidden_BD).log_softmax(-1)
+        found = dict(zip(order, logprobs_BV[:, columns.to(logprobs_BV.device)].tolist(), strict=True))
+        return [found[place] for place in range(len(group))]
 
     sizes = [len(prompt.ids) for prompt in prompts]
     limit = min(_PASS_TOKENS.get(backbone.loaded.device.type, _MOST_PASS_TOKENS), batch_size * max(sizes, default=0))

@@ -138,6 +138,11 @@ class VLLMEngine:
         """
         if watch or guide is not None:
             raise LoopError("vLLM returns no logits, which watched tokens and guides need; sample with the own engine")
+        if thinking is not None and any(request.stop_strings for request in requests):
+            raise LoopError(
+                "vLLM searches stop strings in the chain of thought as well; unset replies.stop_strings, or set "
+                'backbone.engine = "own"'
+            )
         backbone.refuse_mixed_rows("sampling")
         if backbone.acting is None:
             raise RoleError("sampling outside of `with backbone.acting_as(role)`; select a role first")

@@ -116,7 +116,11 @@ class WriteReplies:
     def _output(self, model: ModelHandle, asked: Sequence[Asked], written: Sequence[_Written]) -> ShardOutput:
         thinking = self._thinking(model)
         limited = [replace(one, rollout=one.rollout.within(self.limit, one.request.prompt, thinking)) for one in written]
-        replies = [_reply(model, one) for one in limited]
+        # After the limit: it applies to the tokens that were sampled, the stop string among them.
+        ended = [
+            replace(one, rollout=before_stop(one.rollout, one.request.stop_strings, model.backbone.loaded)) for one in limited
+        ]
+        replies = [_reply(model, one) for one in ended]
         with model.backbone.acting_as(model.start()):
             replies += self._typed(model, asked)
         records = sorted(replies, key=lambda r: r.id)
@@ -154,10 +158,6 @@ class WriteReplies:
             batch_size=self.batch_size,
             thinking=self._thinking(model),
         )
-        rollouts = [
-            before_stop(rollout, request.stop_strings, model.backbone.loaded)
-            for request, rollout in zip(requests, rollouts, strict=True)
-        ]
         return [_Written(*row, "sample") for row in zip(numbered, requests, rollouts, strict=True)]
 
     def _request(self, model: ModelHandle, question: Question, number: int) -> Request:
