@@ -329,7 +329,7 @@ def test_calls_that_need_logits_are_refused(folder: Path, backbone: Backbone, vl
 
 def test_stop_strings_of_models_that_think_are_refused(folder: Path, backbone: Backbone, vllm: type[LLM]) -> None:
     thinking = ThinkingTokens(frozenset({5}), frozenset({6}))
-    with pytest.raises(LoopError, match="unset replies.stop_strings"):
+    with pytest.raises(LoopError, match=r"unset replies\.stop_strings"):
         sample(engine_of(folder), backbone, [Request(Prompt((7,)), stop_strings=("x",))], thinking=thinking)
 
 
