@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reinforce_pp": {"replies_per_question": 8, "epochs": 1, "iterations": 45, "learning_rate": 8e-3},
     "remax": {"replies_per_question": 8, "epochs": 1, "iterations": 45},
     "dpo": {"questions_per_iteration": 128, "replies_per_question": 2, "iterations": 80},
-    "raft": {"questions_per_iteration": 32, "replies_per_question": 16, "iterations": 40, "kl_coefficient": 1e-3},
+    "raft": {"questions_per_iteration": 32, "replies_per_question": 16, "iterations": 56, "kl_coefficient": 1e-3},
     "ilql": {"expectile": 0.9, "questions_per_iteration": 32, "minibatch": 128, "iterations": 45},
     "soft_q": {"questions_per_iteration": 32, "minibatch": 128},
 }
