@@ -111,7 +111,10 @@ def test_requests_that_wait_for_a_place_are_counted_with_the_columns_that_their_
     real = _real()
     real.roles.add("critic", head=True)
     settings = replace(UNFILTERED, min_p=0.1, repetition_penalty=1.3)
-    requests = [replace(settings, prompt=Prompt(tuple(range(2 + i % 20, 12 + i % 20)))) for i in range(5 * SHAPE.rows)]
+    requests = [
+        replace(settings, prompt=Prompt(tuple(2 + (i + j * (1 + i // 38)) % 38 for j in range(10))))
+        for i in range(5 * SHAPE.rows)
+    ]
     meter = _meter(real)
     with meter, real.acting_as("policy"):
         generate(real, requests, max_new_tokens=SHAPE.reply, seed=0, batch_size=SHAPE.rows)
