@@ -301,6 +301,8 @@ def append_rows(cache: DynamicCache, prompts: DynamicCache, owners: Sequence[int
     """
     index = torch.tensor(owners, device=device)
     for layer, source in zip(_preallocated(cache), _preallocated(prompts), strict=True):
+        if not source.is_initialized:
+            continue  # the layer computes nothing: cross-attention to images, without images
         keys, values = (states[:, :, : source.length] for states in source._states())
         rows = index.to(keys.device)
         layer.append(keys[rows], values[rows])
@@ -311,7 +313,8 @@ def append_rows(cache: DynamicCache, prompts: DynamicCache, owners: Sequence[int
 def trim_columns(cache: DynamicCache, columns: int) -> None:
     """Drop columns at the front that are padding in every row."""
     for layer in _preallocated(cache):
-        layer.trim(columns)
+        if layer.is_initialized:
+            layer.trim(columns)
 
 
 def _preallocated(cache: DynamicCache) -> Iterator[PreallocatedLayer]:
