@@ -173,11 +173,16 @@ def test_numbers_of_rows_move_with_their_rows_and_replace_earlier_ones() -> None
 # -- rows that join -------------------------------------------------------------------------------------------------------
 
 
-def test_rows_join_right_aligned_and_columns_move_to_the_front_when_there_is_no_room() -> None:
+def test_rows_join_right_aligned_and_columns_move_to_the_front_when_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A plain list of rows does the same steps: each row is its own tokens, and what comes before them is not read."""
     torch.manual_seed(0)
+    empty = PreallocatedLayer._empty
+    # What uninitialised memory may hold.
+    monkeypatch.setattr(PreallocatedLayer, "_empty", lambda *arguments: empty(*arguments).fill_(float("nan")))
     config = tiny_models.tiny_config("llama", 40)
-    cache = preallocated_cache(config, room=3, rows=3, width=5)
+    cache = preallocated_cache(config, room=3, rows=4, width=5)
     rows: list[torch.Tensor] = []
 
     def join(*prompts: int) -> None:
@@ -207,7 +212,7 @@ def test_rows_join_right_aligned_and_columns_move_to_the_front_when_there_is_no_
     rows[:] = [rows[2], rows[1]]
     trim_columns(cache, 1)  # the longest row has 6 of 7 columns
     assert cache.get_seq_length() == 6
-    join(1)
+    join(1, 1)
     for _ in range(2):  # the second step has no room behind the columns in use
         step()
     assert cache.layers[0].first == 0
