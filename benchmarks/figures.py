@@ -739,6 +739,29 @@ def _points(figure: dict[str, Any]) -> str:
     return f"{100 * figure['value']:+.1f} points ({100 * figure['ci_low']:+.1f} to {100 * figure['ci_high']:+.1f})"
 
 
+def attacks_table() -> str:
+    """Return the table of evaluators trained with pairs against attacks, from results/attacks.json; empty if not measured."""
+    if not _is_measured("attacks"):
+        return ""
+    found = _load("attacks")
+    kinds = ("empty", "other_question", "plain_right", "injection")
+    lines = [
+        "",
+        f"By `{found['command']}` on the recipe `{found['recipe']}`: evaluators on the same judged pairs of the recipe, "
+        "with further pairs against replies to other questions (`mismatched`) or attacks, as a share of the judged ones. Share "
+        "of test pairs right by gold, and of attack replies that score below a right reply, with intervals over questions.",
+        "",
+        "| pairs | seed | right | attacks below | … empty | … to another question | … right but plain | … injection |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        for name, row in run["settings"].items():
+            below = {kind["kind"]: kind["below"] for kind in row["attacks"]["kinds"]}
+            cells = (row["accuracy_gold"], row["attacks"]["total"], *(below[kind] for kind in kinds))
+            lines.append(f"| {name} | {run['seed']} | {' | '.join(_figure(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _by_size(rows: list[dict[str, Any]], key: str, sizes: list[int]) -> list[str]:
     """Return one table row per name, with a cell per number of cases."""
     names = dict.fromkeys(row[key] for row in rows)
@@ -1108,7 +1131,7 @@ def main() -> None:
     _refresh(_JUDGING, word_problems_table(), options.check)
     _refresh(_HUMAN, human_labels_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
-    _refresh(_EVALUATOR, options_table(), options.check)
+    _refresh(_EVALUATOR, options_table() + attacks_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
     _refresh(_SPEED, step_table() + (f"\n{tables}" if (tables := side_tables()) else ""), options.check)
     _refresh(_MEMORY, freed_memory_table(), options.check)
