@@ -31,6 +31,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from selfeval.backbone.families.cache import CACHE_FIELD, cache_of
+
 __all__ = ["LLM", "LoRARequest", "SamplingParams", "install"]
 
 
@@ -210,8 +212,8 @@ class LLM:
         ids, steps, reason, stopped = list(prompt), [], "length", None
         state, unread = None, torch.tensor([prompt])
         for _ in range(settings.max_tokens or 0):
-            found = model(input_ids=unread, past_key_values=state, use_cache=True)
-            state = found.past_key_values
+            found = model(input_ids=unread, **{CACHE_FIELD: state}, use_cache=True)
+            state = cache_of(found)
             logits_V = found.logits[0, -1].float()
             logits_V = logits_V + self.noise * torch.randn(logits_V.shape, generator=self._noise)
             logits_V = RepetitionPenaltyLogitsProcessor(settings.repetition_penalty)(torch.tensor([ids]), logits_V[None])[0]

@@ -203,7 +203,8 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        return self.length
+        # A layer that is never written to, as for cross-attention to images, has no tokens even where others have.
+        return self.length if self.is_initialized else 0
 
     def move_rows(self, to: Tensor, source: Tensor, count: int) -> None:
         """Move rows in place and keep the first `count`: only the moved rows are copied, and only what is written of them."""
