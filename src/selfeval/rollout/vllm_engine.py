@@ -151,28 +151,12 @@ class VLLMEngine:
         if not requests:
             return []
         ends = sorted({*backbone.loaded.eos_ids, *stop})
-        streams = [first + i if request.stream is None else request.stream for i, request in enumerate(requests)]
-        room = self._context(backbone)
-        parameters = [
-            self._vllm.SamplingParams(
-                temperature=request.temperature,
-                top_p=request.top_p if request.temperature else 1.0,
-                top_k=request.top_k if request.temperature else 0,
-                min_p=request.min_p if request.temperature else 0.0,
-                repetition_penalty=request.repetition_penalty,
-                stop=list(request.stop_strings),
-                seed=_seed(seed, stream),
-                max_tokens=ReplyProgress(
-                    request.most(max_new_tokens), room - len(request.prompt.ids), request.prompt, thinking
-                ).most,
-                # Exactly these tokens end a reply: without `ignore_eos`, those of the generation config would as well.
-                stop_token_ids=ends,
-                ignore_eos=True,
-                logprobs=0,  # of the sampled token alone
-                detokenize=bool(request.stop_strings),  # stop strings are searched in the text
-            )
-            for request, stream in zip(requests, streams, strict=True)
+        limits = [
+            ReplyProgress(r.most(max_new_tokens), self._context(backbone) - len(r.prompt.ids), r.prompt, thinking).most
+            for r in requests
         ]
+        seeds = [_seed(seed, first + i if r.stream is None else r.stream) for i, r in enumerate(requests)]
+        parameters = [self._parameters(*row, ends) for row in zip(requests, limits, seeds, strict=True)]
         with self._awake(backbone) as llm:
             outputs = llm.generate(
                 [{"prompt_token_ids": list(request.prompt.ids)} for request in requests],
@@ -190,6 +174,25 @@ class VLLMEngine:
         if advance:
             advance(len(rollouts))
         return rollouts
+
+    def _parameters(self, request: Request, limit: int, seed: int, ends: list[int]) -> Any:
+        """Return vLLM's sampling parameters of a request; greedy requests have no filters."""
+        sampled = request.temperature > 0
+        return self._vllm.SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p if sampled else 1.0,
+            top_k=request.top_k if sampled else 0,
+            min_p=request.min_p if sampled else 0.0,
+            repetition_penalty=request.repetition_penalty,
+            stop=list(request.stop_strings),
+            seed=seed,
+            max_tokens=limit,
+            # Exactly these tokens end a reply: without `ignore_eos`, those of the generation config would as well.
+            stop_token_ids=ends,
+            ignore_eos=True,
+            logprobs=0,  # of the sampled token alone
+            detokenize=bool(request.stop_strings),  # stop strings are searched in the text
+        )
 
     def close(self) -> None:
         """Drop the copy of the weights and the files of the adapters."""
@@ -218,10 +221,12 @@ class VLLMEngine:
             self._llm = self._load(backbone)
         elif sleeps:
             self._llm.wake_up()
-        yield self._llm
-        if sleeps:
-            # Level 1 keeps the weights in the CPU's memory. Level 2 drops them, and fails with adapters (vLLM issue 39934).
-            self._llm.sleep(level=1)
+        try:
+            yield self._llm
+        finally:
+            if sleeps:
+                # Level 1 keeps the weights in the CPU's memory. Level 2 drops them, and fails with adapters (vLLM issue 39934).
+                self._llm.sleep(level=1)
 
     def _load(self, backbone: Backbone) -> Any:
         settings = self._config.vllm
