@@ -224,3 +224,11 @@ def test_rows_join_where_all_layers_keep_everything_and_nothing_else() -> None:
     for family, joins in (("llama", True), ("gpt2", True), ("bloom", True), ("mamba", False), ("falcon_h1", False)):
         assert appends_rows(tiny_models.backbone(family).loaded) == joins, family
     assert not appends_rows(tiny_models.backbone("mistral", sliding_window=4).loaded)
+
+
+def test_a_layer_that_is_never_written_to_has_no_tokens() -> None:
+    cache = preallocated_cache(tiny_models.tiny_config("llama", 40), room=3, rows=2, width=5)
+    assert cache.layers[1].get_seq_length() == 0
+    cache.layers[0].append(states(5), states(5))
+    trim_columns(cache, 2)
+    assert [layer.get_seq_length() for layer in cache.layers] == [3, 0]
