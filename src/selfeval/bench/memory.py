@@ -190,7 +190,7 @@ def _planned(config: RunConfig, facts: ModelFacts, precision: str, shape: StepSh
     measured = Measured(facts, config, precision, placement, work, config.backbone.checkpointing, 0)
     peaks = {
         "rollout": measured.of_policy(config.backbone.rollout_batch_size),
-        **measured.learning(max(1, config.backbone.batch_tokens // work.longest)),
+        **measured.learning(max(1, min(shape.prompts, config.backbone.batch_tokens // work.longest))),
     }
     return {phase: sum(peak[name].values()) for phase, peak in peaks.items()}
 
