@@ -24,6 +24,9 @@ __all__ = ["Evaluator", "Ranking", "RewardFunction"]
 RewardFunction = Callable[..., list[float]]
 """Reward function with TRL's signature: `reward(prompts=..., completions=..., **columns)`."""
 
+_MOST_REFERENCE_ANSWERS = 4096
+"""Reference answers that are kept; questions may have thousands of characters."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -125,7 +128,7 @@ class Evaluator(TrainedModel):
         # All questions in one pass, so the batches are full; `next` below deals the scores out in the same order.
         questions = [one for question, replies in asked for one in [question_from(question)] * len(replies)]
         scores = iter(self._scores(questions, [reply for _, replies in asked for reply in replies]))
-        return [self._ranking(replies, [next(scores) for _ in replies], sure) for _, replies in asked]
+        return [self.ranking_of(replies, [next(scores) for _ in replies], sure) for _, replies in asked]
 
     def compare(self, question: AnyQuestion, a: str, b: str, sure: float = 0.8) -> Comparison:
         """Compare two replies to a question.
@@ -141,7 +144,53 @@ class Evaluator(TrainedModel):
         """
         check_sure(sure)
         score_a, score_b = self.score(question, [a, b])
-        return self._comparison((a, b), (score_a, score_b), sure)
+        return self.comparison_of((a, b), (score_a, score_b), sure)
+
+    def comparison_of(self, replies: tuple[str, str], scores: tuple[float, float], sure: float) -> Comparison:
+        """Return the comparison of two replies to a question that are already scored; see `compare`."""
+        (a, b), (score_a, score_b) = replies, scores
+        probability = sigmoid((score_a - score_b) / self._temperature.value)
+        # Position in a batch affects the last bits, so equal replies may get slightly different scores.
+        is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
+        return Comparison(
+            probability=probability,
+            preferred=("a" if score_a > score_b else "b") if is_sure else "unsure",
+            state=VerdictState.KEPT if is_sure else VerdictState.UNSURE,
+            scores=scores,
+            calibrated=self._temperature.pairs > 0,
+        )
+
+    def ranking_of(self, replies: Sequence[str], scores: Sequence[float], sure: float) -> Ranking:
+        """Return the ranking of replies to a question that are already scored; see `rank`."""
+        if len(scores) < 2:
+            return Ranking(tuple(scores), None, None, unsure=False)
+        best, second = sorted(range(len(scores)), key=lambda i: -scores[i])[:2]
+        found = self.comparison_of((replies[best], replies[second]), (scores[best], scores[second]), sure)
+        return Ranking(tuple(scores), best, found.confidence, found.preferred == "unsure", found.calibrated)
+
+    def confidences(self, scores: Sequence[float]) -> list[float]:
+        """Return, for each of two or more replies to a question, the confidence that it is better than the best of the others.
+
+        It is sigmoid(margin / temperature), where the margin is the score minus the highest score of the others.
+
+        Args:
+            scores: scores of the replies.
+        """
+        return [
+            sigmoid((score - max(other for j, other in enumerate(scores) if j != i)) / self._temperature.value)
+            for i, score in enumerate(scores)
+        ]
+
+    def relevance(self, scores: Sequence[float]) -> list[float]:
+        """Return scores as numbers between 0 and 1: sigmoid(score / temperature).
+
+        Scores are normalised by the replies that the evaluator was trained on, so the number is the confidence that a reply is
+        better than one with their mean score. It is not a probability of relevance.
+
+        Args:
+            scores: scores of `score`.
+        """
+        return [sigmoid(score / self._temperature.value) for score in scores]
 
     def as_reward_fn(self) -> RewardFunction:
         """Return a reward function for TRL, with the signature `(prompts, completions, **columns) -> list[float]`.
@@ -185,6 +234,8 @@ class Evaluator(TrainedModel):
 
     def _answer(self, questions: Sequence[Question]) -> None:
         """Generate and cache reference answers if the grade template shows them; trainers repeat each question often."""
+        if len(self._reference_answers) > _MOST_REFERENCE_ANSWERS:  # a server never stops asking new questions
+            self._reference_answers.clear()
         new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
         if new and self._reads_reference:
             check_conversations(self._model.templates, new)
@@ -195,26 +246,6 @@ class Evaluator(TrainedModel):
         """Whether a member reads the reference answer."""
         shown = self._model.templates.grades_with_reference_answer
         return shown and any(member.reference_answer for member in self._scorer.members)
-
-    def _comparison(self, replies: tuple[str, str], scores: tuple[float, float], sure: float) -> Comparison:
-        (a, b), (score_a, score_b) = replies, scores
-        probability = sigmoid((score_a - score_b) / self._temperature.value)
-        # Position in a batch affects the last bits, so equal replies may get slightly different scores.
-        is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
-        return Comparison(
-            probability=probability,
-            preferred=("a" if score_a > score_b else "b") if is_sure else "unsure",
-            state=VerdictState.KEPT if is_sure else VerdictState.UNSURE,
-            scores=scores,
-            calibrated=self._temperature.pairs > 0,
-        )
-
-    def _ranking(self, replies: Sequence[str], scores: Sequence[float], sure: float) -> Ranking:
-        if len(scores) < 2:
-            return Ranking(tuple(scores), None, None, unsure=False)
-        best, second = sorted(range(len(scores)), key=lambda i: -scores[i])[:2]
-        found = self._comparison((replies[best], replies[second]), (scores[best], scores[second]), sure)
-        return Ranking(tuple(scores), best, found.confidence, found.preferred == "unsure", found.calibrated)
 
 
 def _check_texts(texts: Sequence[str]) -> None:
