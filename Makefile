@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Tests run side by side, one process a core, four at most: each holds a torch of its own.
 WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
-.PHONY: help run test test-slow smoke check pages docs bench peers clean
+.PHONY: help run test test-slow smoke check pages docs bench peers clients clean
 
 help: ## List the words.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,8 +59,12 @@ peers: $(VENV)/.installed-dev ## Compare with TRL and lm-eval, in an environment
 	@$(BIN)/python benchmarks/peers/sft.py
 	@$(BIN)/python -m pytest tests/e2e/test_peers.py
 
+clients: $(VENV)/.installed-dev ## Run the scripts of examples/clients against a server, with their clients in an environment of their own (built once).
+	@$(BIN)/python examples/clients/environment.py
+	@$(BIN)/python -m pytest tests/serve/test_clients.py
+
 clean: ## Remove the virtual environment and caches; runs and results stay.
-	rm -rf $(VENV) $(VENV)-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

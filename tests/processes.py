@@ -94,6 +94,11 @@ class Process:
     def poll(self) -> int | None:
         return self.returncode
 
+    def written(self, name: str = "out") -> str:
+        """Return what the process has written so far to standard output (`out`) or standard error (`err`)."""
+        path = self._folder / name
+        return path.read_text("utf-8") if path.exists() else ""
+
     def send_signal(self, number: int) -> None:
         if self.returncode is None and self._process.pid is not None:
             os.kill(self._process.pid, number)

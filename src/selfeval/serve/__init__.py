@@ -1,0 +1,1 @@
+"""HTTP server of a run: OpenAI-compatible replies, and scores, comparisons and rankings of its evaluator."""

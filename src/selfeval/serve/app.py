@@ -1,0 +1,61 @@
+"""The ASGI application: endpoints, errors and the gate in front of them."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from selfeval import __version__
+from selfeval.serve import completions, embeddings, scores, status
+from selfeval.serve.api_errors import ErrorBody, handle_errors
+from selfeval.serve.gate import Access, Gate
+from selfeval.serve.replies import ClientGone
+from selfeval.serve.service import Service
+
+__all__ = ["Application", "make_app"]
+
+
+class Application:
+    """The application with its gate.
+
+    Attributes:
+        api: the endpoints.
+        gate: admits and counts requests.
+    """
+
+    def __init__(self, api: FastAPI, gate: Gate) -> None:
+        self.api, self.gate = api, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.gate(scope, receive, send)
+
+
+def make_app(service: Service, access: Access) -> Application:
+    """Return the application.
+
+    Args:
+        service: the run and its worker, which must be started by the caller.
+        access: who may use it.
+    """
+    # The pages of /docs load scripts from another server, so there are none.
+    api = FastAPI(
+        title="Self-Evaluator",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        # Every endpoint may answer with an error; this also replaces FastAPI's own 422.
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    for module in (completions, scores, embeddings, status):
+        api.include_router(module.router)
+    handle_errors(api)
+    api.add_exception_handler(ClientGone, _nobody)
+    gate = Gate(api, access, service.limits.body_bytes, service.metrics)
+    api.state.service, api.state.gate = service, gate
+    return Application(api, gate)
+
+
+def _nobody(request: Request, error: Exception) -> Response:
+    """End a request whose client has left; nobody receives the response."""
+    return Response(status_code=499)

@@ -1,0 +1,96 @@
+"""The models of a run as the server offers them: one base, the roles that reply on it, and the evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import load_role
+from selfeval.errors import InputError
+from selfeval.rollout.guide import Guide
+from selfeval.runs.evaluator import Evaluator
+from selfeval.runs.model import RunModel
+from selfeval.runs.policy import Policy, load_policy
+from selfeval.runs.reader import RunReader
+from selfeval.training.context import POLICY
+from selfeval.training.evaluator import EVALUATOR
+
+__all__ = ["SCORER", "ServedRun"]
+
+SCORER = "evaluator"
+"""Name of the evaluator among the models."""
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """The models of a run, loaded on one base.
+
+    Attributes:
+        model: base and prompts of the run.
+        guides: the roles that reply, with the guide of each: the policy (if it is trained), the base, and other roles without a
+            head.
+        evaluator: the evaluator; None if the run has not trained one.
+    """
+
+    model: RunModel
+    guides: Mapping[str, Guide | None]
+    evaluator: Evaluator | None
+
+    @classmethod
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> ServedRun:
+        """Load the base, and every role of the run that replies or scores.
+
+        Args:
+            folder: folder of the run, or of one of its rounds.
+            trust_remote_code: run code that comes with the base. Default: False.
+
+        Raises:
+            RunFolderError: the folder is not a run, or a file of a role is damaged.
+            ModelError: the base cannot be loaded.
+            InputError: the model continues images or other input that the server cannot read.
+        """
+        reader = RunReader(folder)
+        has_policy, has_evaluator = _has_file(reader, POLICY, "role.json"), _has_file(reader, EVALUATOR, "evaluator.json")
+        if has_policy:
+            Policy.check(reader)
+        if has_evaluator:
+            Evaluator.check(reader)
+        model = RunModel.load(reader, trust_remote_code=trust_remote_code)
+        guides: dict[str, Guide | None] = {POLICY: load_policy(model.backbone, model.roles)} if has_policy else {}
+        guides[BASE] = None
+        for role in _other_roles(reader):
+            if role not in model.backbone.roles.names:
+                reader.check([model.roles / role])
+                load_role(model.backbone, role, model.roles / role)
+            guides.setdefault(role, None)
+        return cls(model, guides, Evaluator(model) if has_evaluator else None)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all models."""
+        return [*self.guides, *([SCORER] if self.evaluator else [])]
+
+    @property
+    def context(self) -> int | None:
+        """Context of the model in tokens; None if it is not limited."""
+        return self.model.backbone.loaded.context_length
+
+    def reply_limit(self) -> int | None:
+        """Return the token limit of the run's replies; None before the run has decided it."""
+        try:
+            return self.model.reply_limit
+        except InputError:
+            return None
+
+
+def _has_file(reader: RunReader, role: str, name: str) -> bool:
+    return (reader.roles_folder / role / name).is_file()
+
+
+def _other_roles(reader: RunReader) -> list[str]:
+    """Return the roles in the folder that have no head, so they predict tokens, except the policy."""
+    folders = sorted(reader.roles_folder.glob("*/role.json")) if reader.roles_folder.is_dir() else []
+    names = [path.parent.name for path in folders]
+    return [name for name in names if name != POLICY and not _has_file(reader, name, "head.safetensors")]
