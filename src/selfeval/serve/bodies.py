@@ -115,7 +115,7 @@ class _SamplingBody(_Harmless):
     """Parameters of both endpoints that reply."""
 
     model: str
-    n: int = Field(1, ge=1, description="Number of choices.")
+    n: int | None = Field(None, ge=1, description="Number of choices. Default: 1.")
     best_of: int | None = Field(None, ge=1, description="Replies to sample, of which the evaluator picks the best n.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopString | Annotated[list[StopString], Field(max_length=8)] | None = None
@@ -137,6 +137,16 @@ class _SamplingBody(_Harmless):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def choices(self) -> int:
+        """Number of choices for each prompt."""
+        return self.n or 1
+
+    @property
+    def sampled(self) -> int:
+        """Number of replies to sample for each prompt."""
+        return self.best_of or self.choices
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -145,8 +155,8 @@ class _SamplingBody(_Harmless):
     def _check_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream = true")
-        if self.best_of is not None and self.best_of < self.n:
-            raise ValueError(f"best_of ({self.best_of}) must be at least n ({self.n})")
+        if self.best_of is not None and self.best_of < self.choices:
+            raise ValueError(f"best_of ({self.best_of}) must be at least n ({self.choices})")
         if self.best_of is not None and self.stream:
             raise ValueError(
                 "best_of cannot be streamed, because the replies are ranked when all have ended; remove one of them"

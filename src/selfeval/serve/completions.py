@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from selfeval.prompt import Prompt
 from selfeval.rollout.requests import Request as RolloutRequest
-from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from
+from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from, questions_from
 from selfeval.serve.api_errors import ApiError, api_error_from
 from selfeval.serve.bodies import ChatBody, CompletionBody
 from selfeval.serve.formats import ChatFormat, CompletionFormat, Format
@@ -39,11 +39,6 @@ class _Asked:
     spec: Spec
     format: Format
     chat: bool
-
-    @property
-    def each(self) -> int:
-        """Number of replies to sample for a prompt."""
-        return self.body.best_of or self.body.n
 
     @property
     def prompt_tokens(self) -> int:
@@ -76,6 +71,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     limits = [service.reply_tokens("prompt", prompt, body.max_tokens) for prompt in prompts]
     spec = _spec(service, body, role, prompts, min(limits))
     questions = [prompt if isinstance(prompt, str) else _decoded(service, prompt) for prompt in body.prompts]
+    if body.best_of is not None:
+        questions_from(questions)  # the evaluator refuses an empty question, and should do so before the replies are sampled
     format = CompletionFormat(service.run, body.top)
     return await _respond(service, request, _Asked(body, prompts, questions, spec, format, chat=False))
 
@@ -102,8 +99,7 @@ def _spec(service: Service, body: ChatBody | CompletionBody, role: str, prompts:
         service.check_count(name, getattr(body, name) or 1, service.limits.n, "--max-n")
     if body.best_of is not None:
         service.check_scorer(None)
-    each = body.best_of or body.n
-    service.check_count("replies to all prompts", len(prompts) * each, service.limits.rows, "--queue")
+    service.check_count("replies to all prompts", len(prompts) * body.sampled, service.limits.rows, "--queue")
     requests = [
         RolloutRequest(
             prompt,
@@ -117,7 +113,7 @@ def _spec(service: Service, body: ChatBody | CompletionBody, role: str, prompts:
             stop_strings=body.stop_strings,
         )
         for prompt in prompts
-        for index in range(each)
+        for index in range(body.sampled)
     ]
     seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64
     return Spec(role, requests, seed, limit, body.top)
@@ -168,7 +164,7 @@ async def _ranked(service: Service, asked: _Asked, texts: Sequence[str]) -> tupl
         reply without text, which is ranked last.
     """
     evaluator = service.check_scorer(None)
-    owners = [index // asked.each for index in range(len(texts))]
+    owners = [index // asked.body.sampled for index in range(len(texts))]
     scored = [index for index, text in enumerate(texts) if text.strip()]
     scores = await service.scores([asked.questions[owners[i]] for i in scored], [texts[i] for i in scored])
     known = dict(zip(scored, scores, strict=True))
@@ -180,7 +176,7 @@ async def _ranked(service: Service, asked: _Asked, texts: Sequence[str]) -> tupl
         if len(ranked) > 1:
             for index, confidence in zip(ranked, evaluator.confidences([known[i] for i in ranked]), strict=True):
                 extras[index]["confidence"] = confidence
-        order += sorted(mine, key=lambda index: (index not in known, -known.get(index, 0.0)))[: asked.body.n]
+        order += sorted(mine, key=lambda index: (index not in known, -known.get(index, 0.0)))[: asked.body.choices]
     return order, extras
 
 

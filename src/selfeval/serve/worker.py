@@ -164,7 +164,7 @@ class Worker:
                 work, self._work = self._work, deque()
                 scoring = self._next_scoring()
             for one in work:
-                one()
+                _guarded(one)
             self._score(scoring)
             for role, live in self._live.items():
                 if live:
@@ -262,6 +262,14 @@ class Worker:
         evaluator = self._run.evaluator
         assert evaluator is not None, "the endpoints that score are refused without an evaluator"
         return evaluator.score([q for one in asked for q in one.questions], [r for one in asked for r in one.replies])
+
+
+def _guarded(work: Callable[[], None]) -> None:
+    """Call a function; the thread must outlive its bugs."""
+    try:
+        work()
+    except Exception as error:
+        _log(error)
 
 
 def _resolve(future: Future[R], work: Callable[[], R]) -> None:
