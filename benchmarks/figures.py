@@ -37,6 +37,7 @@ _MEMORY = _ROOT / "docs" / "concepts" / "memory.md"
 _SPEED = _ROOT / "docs" / "concepts" / "speed.md"
 _HUMAN = _ROOT / "docs" / "concepts" / "judge-benchmark.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
+_SERVE = _ROOT / "docs" / "guides" / "serve.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _EVALUATOR = _ROOT / "docs" / "algorithms" / "evaluator.md"
@@ -1130,6 +1131,46 @@ def _write(path: Path, new: str, check: bool) -> None:
         path.write_text(new, encoding="utf-8")
 
 
+def serve_tables() -> str:
+    """Return throughput and latency of `selfeval serve`, and the outcomes of mixed requests, from results/serve.json."""
+    if not _is_measured("serve"):
+        return "`python benchmarks/serve.py` has no results yet.\n"
+    found = _load("serve")
+    servers = (("`selfeval serve`", found["ours"]), ("`transformers serve`", found["transformers_serve"] or []))
+    lines = ["| server | clients | requests/s | tokens/s | p50 | p95 |", "|---|---|---|---|---|---|"]
+    for name, loads in servers:
+        for load in loads:
+            rates = f"{load['requests_per_second']:.2f} | {load['tokens_per_second']:.0f}"
+            lines.append(
+                f"| {name} | {load['clients']} | {rates} | {load['p50_seconds']:.2f} s | {load['p95_seconds']:.2f} s |"
+            )
+    machine, requests = found["machine"], found["ours"][0]["requests"]
+    lines += [
+        "",
+        f"By `{found['command']}`: {requests} greedy chat requests of up to {found['max_tokens']} tokens to the policy of the "
+        f"embedded model for each row, on {machine['cores']} cores of a shared machine, so times vary. One client calls "
+        f"sequentially. `transformers serve` {machine['transformers']} has the merged export of the same policy in fp32, with "
+        "its default settings.",
+        "",
+        *_mixed_lines(found["mixed"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _mixed_lines(mixed: dict[str, Any]) -> list[str]:
+    outcomes, memory = mixed["outcomes"], mixed["rss_mib"]
+    right, left = outcomes.get("right", 0), outcomes.get("client left", 0)
+    parts = [memory[i * len(memory) // 4 : (i + 1) * len(memory) // 4] for i in range(4)]
+    medians = ", ".join(f"{statistics.median(part):.0f}" for part in parts)
+    return [
+        f"Then {mixed['requests']:,} mixed requests of {mixed['clients']} clients in {mixed['seconds'] / 60:.0f} minutes: "
+        f"chats, streams, completions, scores and rankings. {left:,} clients left before their reply. {right:,} received the "
+        "reply that a single client had received for the same request, and "
+        f"{mixed['requests'] - right - left:,} another one or an error. {mixed['left_over']} replies were left over. "
+        f"Resident memory of the server, median of each quarter: {medians} MiB."
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when a page is not up to date")
@@ -1149,6 +1190,7 @@ def main() -> None:
     _refresh(_QUESTIONS, questions_table(), options.check)
     _refresh(_FINE_TUNING, sft_table(), options.check)
     _refresh(_CHECK, check_table(), options.check)
+    _refresh(_SERVE, serve_tables(), options.check)
     _refresh(_JUDGING, word_problems_table(), options.check)
     _refresh(_HUMAN, human_labels_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
