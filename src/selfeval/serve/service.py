@@ -73,8 +73,8 @@ class Service:
         if self.run.evaluator is None:
             raise ApiError(
                 501,
-                f"{self.run.model.reader.folder} has no evaluator, which this request needs; finish the stage evaluator "
-                "(`selfeval run`) and restart the server",
+                "this run has no evaluator, which the request needs; finish the stage evaluator (`selfeval run`), then restart "
+                "the server",
                 "no_evaluator",
             )
         if name not in (None, SCORER):
