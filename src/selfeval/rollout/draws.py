@@ -16,7 +16,7 @@ __all__ = ["pick", "row_draws"]
 
 
 def row_draws(seed: int, rows: Sequence[int], steps: int) -> NDArray[np.float64]:
-    """Uniform draws in [0, 1), `[B, T]` in fp64, one per token: those of a row depend on the seed and its number alone.
+    """Uniform draws in [0, 1), `[B, T]`, one per token: those of a row depend on the seed and its number alone.
 
     They are the stream of the counter-based generator Philox whose key is (seed, row): Salmon et al. 2011, section 4,
     https://doi.org/10.1145/2063384.2063405.
@@ -29,7 +29,7 @@ def row_draws(seed: int, rows: Sequence[int], steps: int) -> NDArray[np.float64]
     keys = np.array([(seed, row) for row in rows], dtype=np.uint64)
     raw = np.stack([np.random.Philox(key=key).random_raw(steps) for key in keys])
     # The upper 53 bits fill a double's significand exactly: multiples of 2**-53, always below 1.
-    draws_BT: NDArray[np.float64] = (raw >> np.uint64(11)) * 2.0**-53
+    draws_BT: NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return draws_BT
 
 
