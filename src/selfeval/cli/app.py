@@ -451,7 +451,9 @@ def restore(
 @app.command()
 def show(
     folder: RunFolder,
-    records: Annotated[str, typer.Argument(help="Kind of records: questions, replies, verdicts, pairs or dropped.")] = "pairs",
+    records: Annotated[
+        str, typer.Argument(help="Kind of records: questions, replies, verdicts, pairs, scored, compared or dropped.")
+    ] = "pairs",
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="Number of records to show; for dropped records, the number per reason.")
     ] = 5,
@@ -572,6 +574,26 @@ def export(
             base_id=base_id,
         )
         _say_exported(done)
+
+
+@app.command("export-log")
+def export_log(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option(metavar="LOGS", help="Folder of the logs; must be new or empty.")],
+    debug: Debug = False,
+) -> None:
+    """Write the records of a run as logs of Inspect: the policy's replies, the evaluator's scores and the judge's verdicts.
+
+    Needs the extra inspect: pip install 'self-evaluator[inspect]'. Example:
+
+    selfeval export-log runs/mine --to logs/mine && inspect view --log-dir logs/mine
+    """
+    with clear_errors(debug, interrupted=_NO_FOLDER):
+        from selfeval.runs.inspect_log import export_log
+        from selfeval.runs.reader import RunReader
+
+        for name, count in export_log(RunReader(folder), to).items():
+            typer.echo(f"{to / name}.eval: {count} samples")
 
 
 def _say_exported(done: Exported) -> None:
