@@ -282,6 +282,8 @@ def test_the_errors_of_openais_client(client: openai.OpenAI, served: Served) -> 
         ("chat/completions", {"model": "policy"}, 400, '"messages" is missing'),
         ("chat/completions", [], 400, "the body"),
         ("completions", {"model": "base", "prompt": [99999]}, 400, "the model has"),
+        ("completions", {"model": "base", "prompt": "x", "echo": 0}, 400, '"echo"; remove it, or pass false'),
+        ("completions", {"model": "base", "prompt": "x", "n": True}, 400, "n: Input should be a valid integer; got true"),
         ("completions", {"model": "base", "prompt": "x", "echo": True}, 400, '"echo"; remove it, or pass false'),
         ("score", {"question": "x", "replies": ["y"] * 257}, 400, "replies: got 257, the limit is 256 (--max-texts)"),
         ("score", {"question": " ", "replies": ["y"]}, 400, "question"),

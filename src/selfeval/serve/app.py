@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from selfeval import __version__
+from selfeval.backbone.adapters import BASE
 from selfeval.serve import completions, embeddings, scores, status
 from selfeval.serve.api_errors import ErrorBody, handle_errors
 from selfeval.serve.gate import Access, Gate
 from selfeval.serve.replies import ClientGone
+from selfeval.serve.served_run import SCORER, ServedRun
 from selfeval.serve.service import Service
 
 __all__ = ["Application", "make_app"]
@@ -49,11 +53,26 @@ def make_app(service: Service, access: Access) -> Application:
     )
     for module in (completions, scores, embeddings, status):
         api.include_router(module.router)
+    schema = api.openapi()
+    _name_models(schema, service.run)
     handle_errors(api)
     api.add_exception_handler(ClientGone, _nobody)
     gate = Gate(api, access, service.limits.body_bytes, service.metrics)
     api.state.service, api.state.gate = service, gate
     return Application(api, gate)
+
+
+def _name_models(schema: dict[str, Any], run: ServedRun) -> None:
+    """Write the names that `model` may have into the schema, which FastAPI then serves as it is."""
+    bodies = schema["components"]["schemas"]
+    allowed = {"ChatBody": [*run.guides], "CompletionBody": [*run.guides], "EmbeddingBody": [BASE]}
+    if run.evaluator is not None:
+        allowed |= {name: [SCORER] for name in ("RerankBody", "ScoreBody", "CompareBody")}
+    for name, models in allowed.items():
+        found = bodies[name]["properties"]["model"]
+        (found["anyOf"][0] if "anyOf" in found else found)["enum"] = models
+    (parameter,) = schema["paths"]["/v1/models/{model}"]["get"]["parameters"]
+    parameter["schema"]["enum"] = run.names
 
 
 def _nobody(request: Request, error: Exception) -> Response:

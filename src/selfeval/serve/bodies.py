@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from selfeval.texts import has_half_character
 
@@ -44,15 +44,25 @@ NEUTRAL = {
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 """A text that is not empty and not white space alone."""
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+def _refuse_true(value: bool) -> bool:
+    if value:
+        raise ValueError("only false is supported")
+    return value
+
+
+# Not Literal[False], which accepts 0.
+No = Annotated[bool, AfterValidator(_refuse_true), Field(json_schema_extra={"const": False})]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Sure = Annotated[float, Field(ge=0.5, le=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
-    """Base of all bodies: unknown parameters, NaN and infinity are errors."""
+    """Base of all bodies: unknown parameters, values of another type, NaN and infinity are errors."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class RequestBody(Body):
@@ -108,7 +118,7 @@ class _Harmless(RequestBody):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: No | None = None
 
 
 class _SamplingBody(_Harmless):
@@ -207,7 +217,7 @@ class CompletionBody(_SamplingBody):
         | Annotated[list[Annotated[str, Field(min_length=1)]] | list[TokenIds], Field(min_length=1)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Literal[False] | None = None
+    echo: No | None = None
     suffix: None = None
 
     @property
