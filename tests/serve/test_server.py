@@ -141,6 +141,14 @@ def test_a_stop_string_ends_the_reply_and_is_not_part_of_it(client: openai.OpenA
         assert "".join(tokens).strip() == text
 
 
+def test_a_tiny_temperature_is_greedy(served: Served) -> None:
+    texts = [
+        served.post("/v1/chat/completions", chat(temperature=t)).json()["choices"][0]["message"]
+        for t in (0, 5e-324, 1e-40, 1e-4)
+    ]
+    assert texts == texts[:1] * 4
+
+
 def test_a_completion_continues_its_prompt(client: openai.OpenAI, policy: Any) -> None:
     """Several prompts, texts and token ids; the base replies as the engine does."""
     backbone, tokenizer = policy._model.backbone, policy._model.templates.tokenizer
@@ -282,6 +290,13 @@ def test_the_errors_of_openais_client(client: openai.OpenAI, served: Served) -> 
         ("chat/completions", {"model": "policy"}, 400, '"messages" is missing'),
         ("chat/completions", [], 400, "the body"),
         ("completions", {"model": "base", "prompt": [99999]}, 400, "the model has"),
+        (
+            "completions",
+            {"model": "base", "prompt": "x", "top_p": 5e-324},
+            400,
+            "top_p: Input should be greater than or equal to",
+        ),
+        ("completions", {"model": "base", "prompt": "x", "repetition_penalty": 5e-324}, 400, "greater than or equal to 0.01"),
         ("completions", {"model": "base", "prompt": "x", "echo": 0}, 400, '"echo"; remove it, or pass false'),
         ("completions", {"model": "base", "prompt": "x", "n": True}, 400, "n: Input should be a valid integer; got true"),
         ("completions", {"model": "base", "prompt": "x", "echo": True}, 400, '"echo"; remove it, or pass false'),

@@ -129,11 +129,12 @@ class _SamplingBody(_Harmless):
     best_of: int | None = Field(None, ge=1, description="Replies to sample, of which the evaluator picks the best n.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopString | Annotated[list[StopString], Field(max_length=8)] | None = None
-    temperature: float | None = Field(None, ge=0, le=2, description="Default: 1; 0 is greedy.")
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=2, description="Default: 1; below 0.001 it is greedy.")
+    # Smaller values are 0 in fp32, or give infinite logits.
+    top_p: float | None = Field(None, ge=1e-4, le=1)
     top_k: int | None = Field(None, ge=0, le=2**31, description="Number of tokens to sample from; 0: all.")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     max_tokens: int | None = Field(None, ge=1, description="Default: the limit of the run's replies.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -28,6 +28,8 @@ router = APIRouter(tags=["replies"])
 
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}, "application/json": {}}}}
 
+_COLDEST = 1e-3
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -103,7 +105,7 @@ def _spec(service: Service, body: ChatBody | CompletionBody, role: str, prompts:
     requests = [
         RolloutRequest(
             prompt,
-            temperature=1.0 if body.temperature is None else body.temperature,
+            temperature=_temperature(body.temperature),
             top_p=1.0 if body.top_p is None else body.top_p,
             # The number of the choice: a reply does not depend on the other prompts of the request.
             stream=index,
@@ -117,6 +119,11 @@ def _spec(service: Service, body: ChatBody | CompletionBody, role: str, prompts:
     ]
     seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64
     return Spec(role, requests, seed, limit, body.top)
+
+
+def _temperature(value: float | None) -> float:
+    """Return the temperature; a tiny one, whose logits could be infinite, is greedy."""
+    return 1.0 if value is None else value if value >= _COLDEST else 0.0
 
 
 async def _respond(service: Service, request: Request, asked: _Asked) -> Response:
