@@ -50,10 +50,10 @@ class Bar:
             self._live = Live(self, console=terminal.console, transient=True, refresh_per_second=_REDRAWS)
             self._live.start()
 
-    def advance(self, count: int = 1) -> None:
-        """Count finished units. The part of the units in progress (`within`) counts anew from 0."""
+    def advance(self, count: int = 1, within: float = 0.0) -> None:
+        """Count finished units; `within` is what is done of others that are in progress."""
         self.done += count
-        self.within(0.0)
+        self.within(within)
 
     def within(self, units: float) -> None:
         """Show how much of the units in progress is done, such as 40.5 of the 512 questions of a shard."""
