@@ -468,6 +468,25 @@ def show(
             typer.echo(safe_json(row) if as_json else layout(row))
 
 
+@app.command("list")
+def list_(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder that contains run folders.")] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per run, with the intervals of all figures.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """List the runs in a folder and its subfolders: status, stage, model, last change and main figures, with 95% intervals.
+
+    Runs in progress are listed too. A run that cannot be read has a line with the reason.
+    """
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
+        from selfeval.cli.listing import print_runs
+        from selfeval.runs.listing import list_runs
+
+        print_runs(list_runs(folder), folder, as_json=as_json)
+
+
 @app.command()
 def score(
     folder: RunFolder,
