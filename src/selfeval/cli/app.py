@@ -533,6 +533,51 @@ def score(
 
 
 @app.command()
+def chat(
+    folder: RunFolder,
+    role: Annotated[str, typer.Option(help="Who replies: policy or base.")] = "policy",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Base and policy both reply, and the evaluator scores and compares the replies.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy (default: evaluation.temperature of the run).")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus of the sampling (default: evaluation.top_p of the run).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the replies.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Token limit of a reply (default: that of the run's replies).")
+    ] = None,
+    system: Annotated[str, typer.Option(help="System message, if the chat template has one.")] = "",
+    sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence threshold; below it the result is `unsure`.")] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per question.")] = False,
+    trust_remote_code: RemoteCode = False,
+    debug: Debug = False,
+) -> None:
+    """Chat with the policy of a run. Replies are printed while they are sampled.
+
+    Ctrl-C ends a reply, Ctrl-D the chat. Commands: /save [FILE] appends the last question to a seeds file of JSON lines,
+    /save-reply [FILE] the question with its reply; /retry, /undo, /reset, /help, /exit. If standard input is not a terminal,
+    each of its lines is a question or a command. Examples:
+
+    selfeval chat runs/mine
+
+    selfeval chat runs/mine --compare --temperature 0.7
+
+    selfeval chat runs/mine --json < questions.txt > replies.jsonl
+    """
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
+        from selfeval.runs.reader import RunReader
+
+        RunReader(folder)  # refuses a folder that is not a run before loading the libraries
+        _quiet_libraries()
+        from selfeval.cli.chatting import Settings
+        from selfeval.cli.chatting import chat as chat_with
+
+        settings = Settings(role, compare, temperature, top_p, seed, max_new_tokens, system, sure, as_json)
+        chat_with(folder, settings, trust_remote_code=trust_remote_code)
+
+
+@app.command()
 def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option(metavar="OUT", help="Output folder; must be new or empty.")],
