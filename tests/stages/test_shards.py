@@ -183,9 +183,12 @@ def test_a_bar_adds_up_what_is_done_of_several_shards_in_progress(store: RunStor
 def test_every_stage_that_samples_shows_progress_within_its_only_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, text = _every_line(monkeypatch)
     sizes = ("questions.train=8", "questions.test=4", "replies.per_question=2", "verdicts.calibration.method=off")
-    execute(new_config(assignments=sizes), tmp_path / "run", (1, "verdicts"), terminal)
+    execute(new_config(assignments=sizes), tmp_path / "run", (1, "verdicts"), terminal, verbose=True)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert f"log: {tmp_path}/run/run.log" in text.getvalue()
     for stage in ("questions", "replies", "verdicts"):
         counts = _counts(text, stage)
         assert len(counts) >= 5, text.getvalue()
         assert counts == sorted(counts, key=lambda count: int(count.split("/")[0])), "never back"
         assert len(list((tmp_path / "run" / stage).glob("shard-*"))) == 1
+        assert re.search(rf"INFO selfeval\.stages\.terminal: {stage}: \d+\.\d s  \(", log), "the end of the stage"

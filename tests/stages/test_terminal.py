@@ -1,10 +1,18 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from processes import SRC
 from selfeval.stages import terminal as module
 from selfeval.stages.terminal import Terminal
 
@@ -139,3 +147,54 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     Terminal().note("a note")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "a note\n")
+
+
+# -- a real terminal ----------------------------------------------------------------------------------------------------
+
+IN_TMUX = """
+import sys, time
+from selfeval.stages.terminal import Terminal
+
+terminal = Terminal()
+terminal.note("begin")
+with terminal.bar("evaluation", 5678, done=1200) as bar:
+    for step in range(1, 13):
+        time.sleep(0.4)
+        bar.within(17.5 * step)
+        bar.say(f"reward -0.{step} kl -0.01 length 18")
+        if step == 6:
+            terminal.note("a note in the middle")
+terminal.note("end")
+time.sleep(60)
+"""
+
+
+def _tmux(socket: str, *arguments: str) -> str:
+    found = subprocess.run(["tmux", "-L", socket, "-f", "/dev/null", *arguments], capture_output=True, text=True, check=True)
+    return found.stdout
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+@pytest.mark.parametrize("width", [80, 40])
+def test_in_tmux_a_bar_is_one_line_and_leaves_nothing_behind(tmp_path: Path, width: int) -> None:
+    script, socket = tmp_path / "script.py", f"selfeval-{os.getpid()}-{width}"
+    script.write_text(IN_TMUX)
+    command = shlex.join(["env", "-u", "COLUMNS", f"PYTHONPATH={SRC}", sys.executable, str(script)])
+    _tmux(socket, "new-session", "-d", "-x", str(width), "-y", "12", command)
+    try:
+        screens: list[list[str]] = []
+        deadline = time.monotonic() + 120
+        while not screens or "end" not in screens[-1]:
+            assert time.monotonic() < deadline, screens
+            time.sleep(0.1)
+            shown = _tmux(socket, "capture-pane", "-p").split("\n")
+            screens.append([line.rstrip() for line in shown if line.strip()])
+    finally:
+        _tmux(socket, "kill-server")
+    assert screens[-1] == ["begin", "a note in the middle", "end"], "the bar leaves nothing behind"
+    bars = [[line for line in screen if line not in ("begin", "a note in the middle", "end")] for screen in screens]
+    assert max(map(len, bars)) == 1, "never more than one line"
+    assert all(line.startswith("evaluation") and len(line) < width for (line,) in filter(None, bars))
+    last = [line for (line,) in filter(None, bars)][-1]
+    assert 1300 < int(last.split("/5678 ")[0].split()[-1]) <= 1410  # the last redraw may be older than the last unit
+    assert " about " in last

@@ -102,6 +102,12 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Continue although the judge or the evaluator is not shown to be useful.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Append notes, progress, warnings of libraries and tracebacks to run.log in the run folder."
+        ),
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -145,6 +151,7 @@ def run(
             allow_code_execution=allow_code_execution,
             restart=restart,
             force=force,
+            verbose=verbose,
         )
 
 
@@ -158,6 +165,7 @@ def _run(
     allow_code_execution: bool,
     restart: bool,
     force: bool,
+    verbose: bool,
 ) -> None:
     from selfeval.stages.running import execute, stop_at
     from selfeval.stages.terminal import Terminal
@@ -173,6 +181,7 @@ def _run(
         allow_code_execution=allow_code_execution,
         restart=restart,
         force=force,
+        verbose=verbose,
     )
     if not done.worked and not done.finished:
         typer.echo(f"{until or 'the loop'} is already finished in {output}; pass a later --until, or omit it, to continue")

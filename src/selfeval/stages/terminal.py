@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from selfeval.texts import visible
 
 __all__ = ["Bar", "Terminal"]
 
+_LOGGER = logging.getLogger(__name__)
 _PLAIN_SECONDS = 10.0
-"""Seconds between plain progress lines when standard error is not a terminal."""
+"""Seconds between plain progress lines in the log, and on standard error if it is not a terminal."""
 _REDRAWS = 4
 """Redraws of a live bar per second."""
 _WIDEST, _NARROWEST = 28, 8
@@ -59,9 +61,11 @@ class Bar:
         """Show how much of the units in progress is done, such as 40.5 of the 512 questions of a shard."""
         self._within = units
         self._time_left.update(self._reached, time.monotonic())
-        if self._live is None and not self._terminal.quiet and time.monotonic() - self._told > _PLAIN_SECONDS:
-            self._told = time.monotonic()
-            self._terminal.note(self._plain_line())
+        if time.monotonic() - self._told > _PLAIN_SECONDS:
+            self._told, line = time.monotonic(), self._plain_line()
+            _LOGGER.debug(line)
+            if self._live is None:
+                self._terminal.show(line)
 
     def say(self, figures: str) -> None:
         self._figures = figures
@@ -162,6 +166,7 @@ class Terminal:
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Show a spinner (or a line) during a step of unknown length."""
+        _LOGGER.info(what)
         if self.is_live:
             # One line, as it is: a wrapped line or a path in brackets would be shown as something else.
             shown = Text(visible(what))
@@ -169,7 +174,7 @@ class Terminal:
             with self.console.status(shown):
                 yield
         else:
-            self.note(what)
+            self.show(what)
             yield
 
     def ask(self, question: str) -> bool:
@@ -180,7 +185,12 @@ class Terminal:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def note(self, text: str) -> None:
-        """Print one line for the user."""
+        """Print one line for the user, and write it to the log of the run if there is one."""
+        _LOGGER.info(text)
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """Print one line."""
         if not self.quiet:
             self._line(text)
 
