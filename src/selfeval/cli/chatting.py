@@ -42,6 +42,8 @@ class Settings:
     Attributes:
         role: `policy` or `base`.
         compare: let both reply, and the evaluator compare.
+        temperature, top_p, seed, max_new_tokens: how replies are sampled (`sampling_of`).
+        system: system message; empty for none.
         sure: confidence below which the comparison is unsure.
         as_json: print a JSON object per reply or comparison, when it is complete.
     """
@@ -111,7 +113,7 @@ def _load(folder: Path, settings: Settings, *, is_live: bool, trust_remote_code:
 
 def _typed() -> Iterator[str]:
     """Yield the lines that are typed. Ctrl-C discards one, Ctrl-D ends the chat."""
-    with_editing()
+    _with_editing()
     while True:
         try:
             yield input(_PROMPT)
@@ -122,7 +124,7 @@ def _typed() -> Iterator[str]:
             _write("\n(Ctrl-D or /exit leaves)\n")
 
 
-def with_editing() -> None:
+def _with_editing() -> None:
     """Let `input` edit lines and recall earlier ones, where Python was built with readline."""
     try:
         import readline  # noqa: F401
