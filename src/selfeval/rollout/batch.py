@@ -65,7 +65,7 @@ class Batch:
         most = max(row.progress.most for row in rows)
         # Draw all random numbers in advance, so a row's number at a step does not depend on which rows are still alive.
         if any(r.temperature for r in requests):
-            for row, draws in zip(rows, row_draws(seed, numbers, most).numpy(), strict=True):
+            for row, draws in zip(rows, row_draws(seed, numbers, most), strict=True):
                 row.draws = draws
         self._waiting = deque(rows)
         self._places = len(rows) if places is None else min(places, len(rows))

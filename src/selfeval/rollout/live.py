@@ -82,7 +82,7 @@ class Ticket:
         assert self._open is not None, "a closed request does not join"
         row, seed, _ = self._open
         if row.draws is None and row.request.temperature:
-            row.draws = row_draws(seed, [row.request.stream or 0], row.progress.most)[0].numpy()
+            row.draws = row_draws(seed, [row.request.stream or 0], row.progress.most)[0]
         return row
 
     def tell(self, token: NewToken) -> None:
