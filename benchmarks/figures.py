@@ -19,6 +19,10 @@ from selfeval.quality.statistics import proportion
 from selfeval.report.charts import Line, line_chart
 
 _ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT / "docs"))
+
+from translations import with_translation  # noqa: E402
+
 _README = _ROOT / "README.md"
 _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 _LONG = _ROOT / "docs" / "concepts" / "long-context.md"
@@ -1098,8 +1102,10 @@ def over_plot() -> str:
 
 
 def _refresh(path: Path, block: str, check: bool) -> None:
-    old = path.read_text(encoding="utf-8")
-    _write(path, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
+    """Put a block into a page, and the same into its translation."""
+    for page in with_translation(path):
+        old = page.read_text(encoding="utf-8")
+        _write(page, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
 
 
 def _write(path: Path, new: str, check: bool) -> None:
