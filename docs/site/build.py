@@ -39,6 +39,7 @@ def _settings(language: str, work: Path, site: Path, navigation: list[object]) -
             "extensions": [str(HERE / "example_sections.py")],
             "docstring_section_style": "list",
             "heading_level": 2,
+            "inherited_members": True,
             "members_order": "source",
             "merge_init_into_class": True,
             "separate_signature": True,

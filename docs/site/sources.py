@@ -41,6 +41,8 @@ _TOKENS = re.compile(
     r"|(?P<open>\]\(\s*<?)(?P<target>[^)\s>]+)(?P<close>>?(?:\s+\"[^\"]*\")?\s*\))",
     re.DOTALL | re.MULTILINE,
 )
+# The READMEs link to each other; the site has a menu of languages.
+_OTHER_LANGUAGE = re.compile(r"^\[[^\]]+\]\(README(?:\.zh)?\.md\)\n\n", re.MULTILINE)
 _LANGUAGES = {".toml": "toml", ".py": "python", ".jinja": "jinja", ".json": "json", ".jsonl": "json"}
 
 
@@ -133,7 +135,8 @@ class Tree:
             translation = translation_of(original)
             source = translation if translation.is_file() else original
             note = _NOT_TRANSLATED if source == original else ""
-        text = self._linked(unmarked(source.read_text(encoding="utf-8")), lambda link: self._link(source, page, link))
+        kept = _OTHER_LANGUAGE.sub("", unmarked(source.read_text(encoding="utf-8")))
+        text = self._linked(kept, lambda link: self._link(source, page, link))
         heading, _, rest = text.partition("\n")
         return f"{heading}\n\n{note}{rest}" if heading.startswith("# ") else note + text
 
@@ -154,9 +157,6 @@ class Tree:
         target = (source.parent / name).resolve()
         if not target.exists():
             raise LookupError(f"{source.relative_to(ROOT)} links to {link}, which does not exist")
-        other = _other_language(target, source)
-        if other is not None:
-            return os.path.relpath(Path("en" if other == "en" else "en/zh") / "index.html", Path("en") / Path(page).parent)
         original = ORIGINALS.get(target, target)
         if original.suffix != ".md":
             self._files.add(original)
@@ -207,14 +207,6 @@ class Tree:
             {voices["reference"]: [*reference, "contributing.md", {words["contents"]: "contents.md"}]},
             {voices["decisions"]: within("decisions")},
         ]
-
-
-def _other_language(target: Path, source: Path) -> str | None:
-    """Return the language that a link between the two READMEs selects, or None for a link within a language."""
-    pair = (ROOT / "README.md", translation_of(ROOT / "README.md"))
-    if (source, target) == pair:
-        return "zh"
-    return "en" if (target, source) == pair else None
 
 
 def _reading_order(pages: dict[str, str]) -> Iterator[str]:
