@@ -680,6 +680,27 @@ def _side_row(model: str, comparison: dict[str, Any]) -> str:
     return f"| {' | '.join((model, comparison['title'], amount, *cells, over, limit))} |"
 
 
+def growth_table() -> str:
+    """Return the table of docs/concepts/speed.md: how time grows with sizes."""
+    if not _is_measured("growth"):
+        return "`python benchmarks/growth.py` has no results yet.\n"
+    found = _load("growth")
+    lines = [
+        f"By `{found['command']}`, medians of CPU seconds of one thread; the slope is that of log seconds over log size, and "
+        "the last one that between the two largest sizes.",
+        "",
+        "| work | size | sizes | seconds | slope | last slope |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found["growth"].items():
+        sizes = [int(size) for size in row["seconds"]]
+        times = [statistics.median(times) for times in row["seconds"].values()]
+        work, unit = name.split(":")[0], f"{row['unit']}; {row['fixed']}" if row["fixed"] else row["unit"]
+        span, seconds = f"{sizes[0]:,} to {sizes[-1]:,}", f"{times[0]:.2f} to {times[-1]:.2f}"
+        lines.append(f"| {work} | {unit} | {span} | {seconds} | {row['slope']:.2f} | {row['last']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def steps_tables() -> str:
     """Return the tables of docs/algorithms/steps.md, from results/steps.json."""
     if not _is_measured("steps"):
@@ -1139,7 +1160,7 @@ def main() -> None:
     _refresh(_STEPS, steps_tables(), options.check)
     _refresh(_EVALUATOR, options_table() + attacks_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
-    _refresh(_SPEED, step_table() + (f"\n{tables}" if (tables := side_tables()) else ""), options.check)
+    _refresh(_SPEED, "\n".join(block for block in (step_table(), side_tables(), growth_table()) if block), options.check)
     _refresh(_MEMORY, freed_memory_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import random
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from selfeval.report.charts import (
+    MOST_NEIGHBOURS,
     Bar,
     Bin,
     Line,
@@ -72,6 +75,19 @@ def test_smooth_matches_a_weighted_fit_done_by_hand() -> None:
     points = [(0.0, 0.0), (1.0, 6.0), (2.0, 0.0)]
     assert smooth(points, 1.0)[1][1] == pytest.approx(6.0, abs=1e-6)
     assert smooth(points, 1.0)[0][1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_smooth_of_a_long_series_is_the_weighted_fit_at_every_point() -> None:
+    rng = random.Random(0)
+    points = [(float(x), rng.gauss(0.0, 1.0)) for x in range(2500)]
+    calm = smooth(points, 1.0)
+    reach = MOST_NEIGHBOURS // 2
+    for at in (reach, 1000, 1023, 1024, 2048, 2499 - reach):
+        near = points[at - reach : at + reach + 1]
+        weights = [(1 - (abs(x - at) / (reach * 1.0001)) ** 3) ** 3 for x, _ in near]
+        # numpy's weights multiply the residuals, not their squares.
+        line = np.polyfit([x - at for x, _ in near], [y for _, y in near], 1, w=np.sqrt(weights))
+        assert calm[at] == (at, pytest.approx(line[1], abs=1e-9))
 
 
 def test_smooth_does_not_lag_behind_a_trend() -> None:

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from selfeval.report.axes import Scale, bounded, nice_range, nice_ticks, tick_text, widened
 from selfeval.report.figures import number, percent
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 Point = tuple[float, float]
+Matrix: TypeAlias = NDArray[np.float64]
 
 WIDTH = 360
 """Width of each chart in SVG units, about its width in pixels on a phone, so text is not scaled there."""
@@ -42,6 +47,8 @@ WIDTH = 360
 MOST_PROBES = 80
 MOST_POINTS = 600
 MOST_NEIGHBOURS = 81
+_FITS_AT_ONCE = 1024
+"""Local fits in one operation; a larger number needs more memory and is no faster."""
 DOTS_UP_TO = 15
 
 LEGEND_ROW = 16
@@ -148,30 +155,35 @@ def smooth(points: Sequence[Point], span: float) -> list[Point]:
     wide = min(len(points), MOST_NEIGHBOURS, max(3, round(span * len(points))))
     # Rescale by a power of two, which is exact, because squares of huge or tiny values would overflow or underflow.
     unit = math.ldexp(1.0, math.frexp(max(abs(y) for _, y in points))[1]) if points else 1.0
-    scaled = [(x, y / unit) for x, y in points]
-    calm, start = [], 0
+    xs, ys = np.array([x for x, _ in points]), np.array([y / unit for _, y in points])
+    starts, start = [], 0
     for x, _ in points:
         # Slide the window while the next point on the right is nearer than the leftmost one.
         while start + wide < len(points) and points[start + wide][0] - x < x - points[start][0]:
             start += 1
-        calm.append((x, round(_local_fit(scaled[start : start + wide], x), 12) * unit))
-    return calm
+        starts.append(start)
+    calm: list[float] = []
+    for first in range(0, len(points), _FITS_AT_ONCE):
+        near_BN = np.array(starts[first : first + _FITS_AT_ONCE])[:, None] + np.arange(wide)
+        calm += _local_fits(xs[near_BN] - xs[first : first + _FITS_AT_ONCE, None], ys[near_BN]).round(12).tolist()
+    return [(x, y * unit) for (x, _), y in zip(points, calm, strict=True)]
 
 
-def _local_fit(near: Sequence[Point], x: float) -> float:
+def _local_fits(distances_BN: Matrix, values_BN: Matrix) -> Matrix:
+    """Return the value at distance 0 of the weighted line through each row of N points, `[B]`."""
     # Slightly more than the farthest neighbour, whose weight would otherwise be 0.
-    reach = max(abs(at - x) for at, _ in near) * 1.0001 or 1.0
-    offsets = [(at - x) / reach for at, _ in near]
-    weights = [(1 - abs(offset) ** 3) ** 3 for offset in offsets]
-    whole = sum(weights)
-    middle = sum(w * offset for w, offset in zip(weights, offsets, strict=True)) / whole
-    level = sum(w * y for w, (_, y) in zip(weights, near, strict=True)) / whole
-    spread = sum(w * (offset - middle) ** 2 for w, offset in zip(weights, offsets, strict=True))
-    # All neighbours have the same x: no slope can be fitted.
-    if spread == 0:
-        return level
-    rise = sum(w * (o - middle) * (y - level) for w, o, (_, y) in zip(weights, offsets, near, strict=True))
-    return level - rise / spread * middle
+    reach_B1 = np.abs(distances_BN).max(axis=1, keepdims=True) * 1.0001
+    offsets_BN = distances_BN / np.where(reach_B1 > 0, reach_B1, 1.0)
+    weights_BN = (1 - np.abs(offsets_BN) ** 3) ** 3
+    weights_BN /= weights_BN.sum(axis=1, keepdims=True)
+    middle_B1 = (weights_BN * offsets_BN).sum(axis=1, keepdims=True)
+    level_B1 = (weights_BN * values_BN).sum(axis=1, keepdims=True)
+    spread_B = (weights_BN * (offsets_BN - middle_B1) ** 2).sum(axis=1)
+    rise_B = (weights_BN * (offsets_BN - middle_B1) * (values_BN - level_B1)).sum(axis=1)
+    # All neighbours have the same x: no slope can be fitted, and `rise_B` is 0 as well.
+    slope_B = rise_B / np.where(spread_B > 0, spread_B, 1.0)
+    found_B: Matrix = level_B1[:, 0] - slope_B * middle_B1[:, 0]
+    return found_B
 
 
 def line_chart(
