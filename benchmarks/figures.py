@@ -21,7 +21,7 @@ from selfeval.report.charts import Line, line_chart
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT / "docs"))
 
-from translations import with_translation  # noqa: E402
+from translations import localized, with_translation  # noqa: E402
 
 _README = _ROOT / "README.md"
 _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
@@ -1193,8 +1193,11 @@ def over_plot() -> str:
 def _refresh(path: Path, block: str, check: bool) -> None:
     """Put a block into a page, and the same into its translation."""
     for page in with_translation(path):
-        old = page.read_text(encoding="utf-8")
-        _write(page, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
+        _write(page, _filled(page.read_text(encoding="utf-8"), localized(block, path, page)), check)
+
+
+def _filled(text: str, block: str) -> str:
+    return _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), text)
 
 
 def _write(path: Path, new: str, check: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from translations import with_translation
+from translations import localized, with_translation
 
 __all__ = ["fill", "main"]
 
@@ -34,7 +34,7 @@ def main(page: Path, blocks: Mapping[str, str], source: str) -> int:
     check = parser.parse_args().check
     for path in with_translation(page):
         old = path.read_text(encoding="utf-8")
-        new = fill(old, blocks)
+        new = fill(old, {name: localized(block, page, path) for name, block in blocks.items()})
         if not check:
             path.write_text(new, encoding="utf-8")
         elif new != old:

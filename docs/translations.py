@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -47,6 +48,20 @@ def translation_of(original: Path) -> Path:
 def with_translation(page: Path) -> list[Path]:
     """Return a page and, if there is one, its translation."""
     return [path for path in (page, translation_of(page)) if path == page or path.is_file()]
+
+
+def localized(block: str, original: Path, translation: Path) -> str:
+    """Return a generated block of the original for its translation: the same text, with links that start at the translation."""
+    matching = dict(zip(anchors(original), anchors(translation), strict=False))
+
+    def moved(match: re.Match[str]) -> str:
+        name, mark, anchor = match[1].partition("#")
+        if re.match(r"[a-z][a-z0-9+.-]*:", match[1]):
+            return match.group()
+        path = os.path.relpath(original.parent / name, translation.parent) if name else ""
+        return f"]({path}{mark}{anchor if name else matching.get(anchor, anchor)})"
+
+    return re.sub(r"\]\(([^)\s]+)\)", moved, block) if translation != original else block
 
 
 def _originals() -> list[Path]:
@@ -119,6 +134,7 @@ def problems(translation: Path) -> list[str]:
     if state(translation) == "outdated":
         return []
     ours, theirs = _structure(translation), _structure(original)
+    theirs["generated blocks"] = [localized(block, original, translation) for block in theirs["generated blocks"]]
     return [
         f"{name}: other {part} than in {source}: {_difference(ours[part], theirs[part])}"
         for part in ours

@@ -89,6 +89,17 @@ def test_generators_write_a_translation_too(pair: tuple[Path, Path], tmp_path: P
         figures._refresh(original, "| n | 3 |\n", check=True)
 
 
+def test_links_of_a_generated_block_start_at_the_translation(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    original, _ = pair
+    moved = tmp_path / "zh" / "README.md"
+    moved.parent.mkdir()
+    moved.write_text(TRANSLATION, encoding="utf-8")
+    block = "[a](guides/check.md#start) [b](#start) [c](https://example.org)"
+    assert translations.localized(block, original, original) == block
+    found = translations.localized(block, original, moved)
+    assert found == "[a](../guides/check.md#start) [b](#开始) [c](https://example.org)"
+
+
 def test_a_malformed_record_is_a_problem(pair: tuple[Path, Path]) -> None:
     _, translation = pair
     translation.write_text(TRANSLATION, encoding="utf-8")
