@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,30 @@ def test_run_does_what_the_command_does(finished: selfeval.Run, recipe: Path) ->
     again = selfeval.run(recipe, output=finished.folder, progress=False, **_settings())
     assert (again.status, again.report) == ("finished", finished.report)
     assert (finished.folder / "report.json").stat().st_mtime_ns == before
+
+
+def test_the_records_of_the_evaluation_give_the_figures_of_the_report(finished: selfeval.Run) -> None:
+    scored, compared = finished.records("scored"), finished.records("compared")
+    report, questions = finished.report, {question.id for question in finished.records("questions", split="test")}
+    assert {row.question_id for row in (*scored, *compared)} <= questions
+    labelled = [row for row in scored if {row.gold_first, row.gold_second} == {True, False}]
+    right = [row.margin != 0 and (row.margin > 0) == row.gold_first for row in labelled]
+    assert report["evaluator"]["accuracy_gold"]["n"] == len(right) > 0
+    assert report["evaluator"]["accuracy_gold"]["value"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+    outcomes = Counter(row.outcome for row in compared)
+    assert {name: report["policy"][name] for name in ("win", "tie", "loss", "unparsable")} == {
+        name: outcomes[name] for name in ("win", "tie", "loss", "unparsable")
+    }
+    known = [row.gold_after for row in compared if row.gold_after is not None]
+    assert report["policy"]["gold_after"]["value"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+    assert report["policy"]["kl"]["value"] == pytest.approx(sum(row.kl for row in compared) / len(compared), abs=1e-5)
+    replies = {reply.id: reply.text for reply in finished.records("replies")}
+    by_texts = {(replies[row.before], row.after): row for row in compared}
+    for sample in report["samples"]:
+        row = by_texts[sample["before"], sample["after"]]
+        assert (row.score_before, row.score_after) == pytest.approx(
+            (sample["evaluator_before"], sample["evaluator_after"]), abs=1e-4
+        )
 
 
 def test_a_stage_that_run_makes_again_has_the_same_content(finished: selfeval.Run, recipe: Path, tmp_path: Path) -> None:

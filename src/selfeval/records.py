@@ -360,6 +360,62 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class ScoredPair:
+    """A judged pair of a test question with the scores of the evaluation.
+
+    Attributes:
+        first, second: reply ids.
+        state: state of the judge's verdict.
+        probability: the judge's probability that `first` is better; None if unparsable.
+        margin: evaluator score of `first` minus that of `second`.
+        disagreement: standard deviation of the margin over the members of an ensemble; 0 for a single evaluator.
+        gold_first, gold_second: whether each reply is right by gold; None without gold, or if it has no answer.
+    """
+
+    question_id: str
+    first: str
+    second: str
+    state: VerdictState
+    probability: float | None
+    margin: float
+    disagreement: float
+    gold_first: bool | None
+    gold_second: bool | None
+
+
+@dataclass(frozen=True)
+class ComparedReplies:
+    """The replies to a test question before and after training, compared by the referee.
+
+    Attributes:
+        before: id of the reply before training.
+        after: text of the reply after training.
+        outcome: `win`, `tie`, `loss` or `unparsable`, for the reply after training.
+        probability: the referee's probability that the reply after training is better; None if unparsable.
+        score_before, score_after: evaluator scores.
+        gold_before, gold_after: whether each reply is right by gold; None without gold, or if it has no answer.
+        tokens_before, tokens_after: number of tokens.
+        finished_before, finished_after: whether each reply ended before the token limit.
+        kl: log-ratio of the reply after training, policy to initial policy, in nats.
+    """
+
+    question_id: str
+    before: str
+    after: str
+    outcome: str
+    probability: float | None
+    score_before: float
+    score_after: float
+    gold_before: bool | None
+    gold_after: bool | None
+    tokens_before: int
+    tokens_after: int
+    finished_before: bool
+    finished_after: bool
+    kl: float
+
+
+@dataclass(frozen=True)
 class Drop:
     """A dropped item of a stage, and the reason."""
 

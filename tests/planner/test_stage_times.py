@@ -34,8 +34,8 @@ def test_tokens_of_the_first_stages_by_hand() -> None:
     assert found["evaluator"].learned == pytest.approx(9 * 3 * 70)
     assert found["evaluator"].read == 6 * 70
     assert found["evaluation"].written == 6 * 2 * (5 + 4)
-    # Prompts of replies and judge, and for each question a reply and ten attacks, read by the evaluator.
-    assert found["evaluation"].read == 6 * 2 * (20 + 60) + 6 * 11 * 35
+    # Prompts of replies and judge, and both replies of each question, a reply and ten attacks, read by the evaluator.
+    assert found["evaluation"].read == 6 * 2 * (20 + 60 + 35) + 6 * 11 * 35
 
 
 def test_options_of_the_evaluator_change_the_number_of_its_pairs() -> None:
@@ -52,7 +52,7 @@ def test_members_that_read_less_take_less_time() -> None:
     scored = 35 + 35 / 2 + 27
     assert found["evaluator"].read == 6 * 2 * scored
     assert found["evaluator"].learned == pytest.approx(9 * 3 * 2 * scored)
-    assert found["evaluation"].read == 6 * 2 * (20 + 60) + 6 * 11 * scored
+    assert found["evaluation"].read == 6 * 2 * (20 + 60 + scored) + 6 * 11 * scored
 
 
 def test_tokens_of_a_policy_by_hand() -> None:

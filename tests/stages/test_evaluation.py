@@ -184,7 +184,7 @@ def _spell(run: Context, text: str) -> list[int]:
 
 def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answering: tuple[Context, dict[str, Any]]) -> None:
     run, seen = answering
-    found, token_ids = evaluation._answer_and_judge(run, None, Gold())
+    found, rows = evaluation._answer_and_judge(run, None, Gold())
     asked = [QUESTIONS[f"q{i}"] for i in range(3)]  # test questions only, and as many as were configured
     assert [a.question for a in found] == [q.text for q in asked]
     assert seen["asked"] == [run.templates.prompt("reply", question=q.text) for q in asked]
@@ -197,7 +197,8 @@ def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answer
     # The judge is sure of the first, torn between the orders on the second, and cannot be read on the third.
     assert [a.outcome for a in found] == ["win", "tie", "unparsable"]
     assert [(a.tokens_before, a.tokens_after) for a in found] == [(8, len(_spell(run, f"after {i}")) + 1) for i in range(3)]
-    assert [name for _, _, name in token_ids] == [q.id for q in asked]
+    assert [(row.question, row.before.id) for row in rows] == [(q, f"{q.id}-r0") for q in asked]
+    assert [row.probability for row in rows] == [pytest.approx(0.85), pytest.approx(0.45), None]
 
 
 def test_replies_that_the_limit_cut_off_are_counted_before_and_after_training(
@@ -236,14 +237,19 @@ def test_gold_checks_each_side_of_an_answer(answering: tuple[Context, dict[str, 
 
 def test_samples_are_drawn_from_the_answers_and_scored(answering: tuple[Context, dict[str, Any]]) -> None:
     run, _ = answering
-    answered, token_ids = evaluation._answer_and_judge(run, None, Gold())
-    samples = evaluation._samples(run, answered, token_ids)
+    answered, rows = evaluation._answer_and_judge(run, None, Gold())
+    scores = evaluation._scores_of_replies(run, rows, lambda count: None)
+    samples = evaluation._samples(run, answered, scores)
     verdicts = {"What is 0?": "win", "What is 1?": "tie", "What is 2?": "unparsable"}
     assert len(samples) == 2
     for sample in samples:
         number = sample.question[8]
         assert (sample.after, sample.before) == (f"after {number}", f"before {number} 0")
         assert sample.verdict == verdicts[sample.question]
+        row = rows[int(number)]
+        prompt = run.grade_prompt(row.question.id, row.question.text)
+        alone = [run.scorer().of([prompt], [ids]).whole_B.item() for ids in (row.before.ids, row.after_ids)]
+        assert [sample.evaluator_before, sample.evaluator_after] == pytest.approx(alone, abs=1e-4)
 
 
 # -- KL to the start ----------------------------------------------------------------------------------------------------

@@ -451,7 +451,9 @@ def restore(
 @app.command()
 def show(
     folder: RunFolder,
-    records: Annotated[str, typer.Argument(help="Kind of records: questions, replies, verdicts, pairs or dropped.")] = "pairs",
+    records: Annotated[
+        str, typer.Argument(help="Kind of records: questions, replies, verdicts, pairs, scored, compared or dropped.")
+    ] = "pairs",
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="Number of records to show; for dropped records, the number per reason.")
     ] = 5,

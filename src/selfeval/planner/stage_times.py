@@ -376,10 +376,10 @@ def _of_policy(config: RunConfig, lengths: Lengths, layers: int) -> Tokens:
 
 def _of_evaluation(config: RunConfig, lengths: Lengths, layers: int) -> Tokens:
     questions = min(config.evaluation.questions, config.questions.test)
-    # Replies before and after, and the referee's verdicts on them in both orders.
+    # Replies before and after, their scores, and the referee's verdicts on them in both orders.
     is_local = config.evaluation.referee is None
     written = questions * 2 * (lengths.reply + is_local * lengths.reasoning)
-    read = questions * 2 * (lengths.reply_prompt + is_local * lengths.judge)
+    read = questions * 2 * (lengths.reply_prompt + is_local * lengths.judge + _scored(config, lengths, layers))
     # An ordinary reply and one of each kind of attack, as if all were of a reply's length.
     attacked = min(config.evaluation.attacks, config.questions.test) * (1 + len(KINDS))
     read += attacked * _scored(config, lengths, layers)

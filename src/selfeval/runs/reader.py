@@ -15,7 +15,20 @@ from typing import Any, Literal
 from selfeval.config import BackboneConfig, RunConfig, config_of_run, nearest
 from selfeval.errors import InputError, RunFolderError
 from selfeval.links import OF_OTHERS, entries, refuse_links
-from selfeval.records import Drop, Pair, Question, ReferenceAnswer, Reply, Sampled, Seed, Split, Verdict, from_json
+from selfeval.records import (
+    ComparedReplies,
+    Drop,
+    Pair,
+    Question,
+    ReferenceAnswer,
+    Reply,
+    Sampled,
+    ScoredPair,
+    Seed,
+    Split,
+    Verdict,
+    from_json,
+)
 from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
 
 __all__ = ["KINDS", "RunReader", "SplitName", "backbone_config", "pairs_of", "round_folder", "round_seed"]
@@ -75,6 +88,8 @@ KINDS: Mapping[str, _Kind] = {
     "verdicts": _Kind(Verdict, "verdicts", ("verdicts/shard-*.jsonl",)),
     "pairs": _Kind(Pair, "pairs", tuple(f"{pairs_of(split)}/shard-*.jsonl" for split in Split)),
     "sampled": _Kind(Sampled, "policy", ("policy/shard-*.jsonl",)),
+    "scored": _Kind(ScoredPair, "evaluation", ("evaluation/scored.jsonl",)),
+    "compared": _Kind(ComparedReplies, "evaluation", ("evaluation/compared.jsonl",)),
     "dropped": _Kind(Drop, "questions", ("dropped/*/shard-*.jsonl",)),
 }
 """Every kind of record of a run, by name."""

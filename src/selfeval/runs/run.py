@@ -118,7 +118,8 @@ class Run:
 
         Args:
             kind: `seeds`, `questions`, `replies`, `reference_answers`, `verdicts`, `pairs`, `sampled` (the policy's replies in
-                training) or `dropped`.
+                training), `scored` (the judged test pairs with the evaluator's margins), `compared` (the replies before and
+                after training) or `dropped`.
             split: Optional. Only those of training (`train`) or of test questions (`test`). Default: all.
 
         Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.judging.calibrated import calibration_of
 from selfeval.judging.protocol import Comparison
 from selfeval.prompt import Prompt
-from selfeval.records import Question, Reply, Sampled, Split, Verdict, VerdictState
+from selfeval.records import ComparedReplies, Question, Reply, Sampled, ScoredPair, Split, Verdict, VerdictState
 from selfeval.report.schema import (
     Alarm,
     Attacks,
@@ -64,7 +65,10 @@ from selfeval.stages.step_evidence import evaluate_steps
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_object
 
-__all__ = ["FIRST_PAIRS", "run"]
+__all__ = ["COMPARED", "FIRST_PAIRS", "SCORED", "run"]
+
+SCORED, COMPARED = "evaluation/scored.jsonl", "evaluation/compared.jsonl"
+"""Files of records: the judged test pairs with the evaluator's margins, and the replies before and after training."""
 
 FIRST_PAIRS = "first_pairs.json"
 """File in the stage's folder: on which of round 1's test pairs this round's evaluator is right, by gold and by the judge."""
@@ -82,8 +86,8 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("evaluation", _passes(context)) as bar:
         pairs = _judged_test_pairs(context, questions, gold, bar.advance)
         first_pairs = _first_pairs(context, pairs, questions, gold, bar.advance)
-        answered, token_ids = _answer_and_judge(context, guide, gold, bar.advance)
-        samples = _samples(context, answered, token_ids)
+        answered, rows = _answer_and_judge(context, guide, gold, bar.advance)
+        scores = _scores_of_replies(context, rows, bar.advance)
         attacks = attack_evaluator(context, gold, bar.advance)
         steps = evaluate_steps(context, questions, pairs, right_steps_of(gold), has_gold=gold is not None)
     cost = _verdict_cost(context, questions)
@@ -96,23 +100,25 @@ def run(context: Context) -> dict[str, Any]:
         policy=measure_policy(answered, _alarms(context), _over_optimisation(context, predicted), has_gold=gold is not None),
         # After all replies were checked by gold, because it counts the results of the unit tests.
         replies=_replies(context, answered).model_copy(update={"unit_tests": _unit_tests(gold)}),
-        samples=tuple(samples),
+        samples=tuple(_samples(context, answered, scores)),
         memory=_memory(context),
         seconds_per_verdict=cost.seconds if cost else None,
         steps=steps,
     )
+    context.store.write_records(SCORED, [_scored(pair) for pair in pairs])
+    context.store.write_records(COMPARED, [_compared(*row) for row in zip(rows, answered, scores, strict=True)])
     context.store.write_json(context.store.folder("evaluation") / "figures.json", figures.as_json())
     return {"pairs": figures.evaluator.accuracy_judge.n, "questions": figures.policy.win_rate.n}
 
 
 def _passes(context: Context) -> int:
-    """Return the length of the progress bar: two scores per test pair, one reply and two comparisons per evaluated question,
-    and one score per attack reply."""
+    """Return the length of the progress bar: two scores per test pair, one reply, two comparisons and two scores per evaluated
+    question, and one score per attack reply."""
     # A later round scores its own test pairs and those of round 1.
     scored = [context.store, context.first] if context.earlier else [context.store]
     pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
-    return 2 * pairs + 3 * asked + most_attacks(context)
+    return 2 * pairs + 5 * asked + most_attacks(context)
 
 
 def _model(context: Context) -> Model:
@@ -253,13 +259,20 @@ def _labels_from_file(context: Context) -> bool:
 
 # -- the policy ---------------------------------------------------------------------------------------------------------
 
-TokenIds = tuple[tuple[int, ...], tuple[int, ...], str]
-"""Token ids of an answered question: the replies before and after training, followed by the question's id."""
+
+@dataclass(frozen=True)
+class _Row:
+    """A test question, its reply before training, the token ids of the reply after it, and the referee's probability."""
+
+    question: Question
+    before: Reply
+    after_ids: tuple[int, ...]
+    probability: float | None
 
 
 def _answer_and_judge(
     context: Context, guide: Guide | None, gold: Gold | None, advance: Advance | None = None
-) -> tuple[list[Answered], list[TokenIds]]:
+) -> tuple[list[Answered], list[_Row]]:
     """Answer the test questions with the trained policy, and compare each reply with the start role's first reply."""
     config, templates = context.config, context.templates
     questions = context.questions(Split.TEST)[: config.evaluation.questions]
@@ -288,7 +301,8 @@ def _answer_and_judge(
         )
         for q, b, a, ids, text, kl, found, gold_says in rows
     ]
-    return answered, [(b.ids, ids, q.id) for q, b, ids in zip(questions, before, read, strict=True)]
+    probabilities = [judgement.probability for judgement in judgements]
+    return answered, [_Row(*row) for row in zip(questions, before, read, probabilities, strict=True)]
 
 
 def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
@@ -301,14 +315,47 @@ def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence
     return [sum(r.logprobs) - sum(s) for r, s in zip(rollouts, start, strict=True)]
 
 
-def _samples(context: Context, answered: Sequence[Answered], token_ids: Sequence[TokenIds]) -> list[Sample]:
+def _scores_of_replies(context: Context, rows: Sequence[_Row], advance: Advance) -> list[tuple[float, float]]:
+    """Return the evaluator's scores of the replies before and after training."""
+    prompts = [context.grade_prompt(row.question.id, row.question.text) for row in rows]
+    ids = [row.before.ids for row in rows] + [row.after_ids for row in rows]
+    # Scored in one call, so that the batches are full: all replies before training come first.
+    scores = context.scorer().of(prompts * 2, ids, advance).whole_B.tolist() if rows else []
+    return list(zip(scores[: len(rows)], scores[len(rows) :], strict=True))
+
+
+def _samples(context: Context, answered: Sequence[Answered], scores: Sequence[tuple[float, float]]) -> list[Sample]:
     """Return a few random replies before and after training, drawn with the run's seed rather than picked."""
     count = min(context.config.evaluation.samples, len(answered))
-    picked = context.random("samples").sample(list(zip(answered, token_ids, strict=True)), count)
-    prompts = [context.grade_prompt(question_id, a.question) for a, (_, _, question_id) in picked]
-    ids = [before for _, (before, _, _) in picked] + [after for _, (_, after, _) in picked]
-    scores = context.scorer().of(prompts * 2, ids).whole_B.tolist() if picked else []
-    return [sample_of(a, scores[i], scores[i + count]) for i, (a, _) in enumerate(picked)]
+    picked = context.random("samples").sample(list(zip(answered, scores, strict=True)), count)
+    return [sample_of(a, *both) for a, both in picked]
+
+
+def _scored(pair: JudgedPair) -> ScoredPair:
+    verdict = pair.verdict
+    return ScoredPair(
+        *(verdict.question_id, verdict.first, verdict.second, verdict.state, verdict.probability),
+        *(round(pair.margin, 6), round(pair.disagreement, 6), *(pair.right or (None, None))),
+    )
+
+
+def _compared(row: _Row, answered: Answered, scores: tuple[float, float]) -> ComparedReplies:
+    return ComparedReplies(
+        question_id=row.question.id,
+        before=row.before.id,
+        after=answered.after,
+        outcome=answered.outcome,
+        probability=row.probability,
+        score_before=round(scores[0], 6),
+        score_after=round(scores[1], 6),
+        gold_before=answered.gold_before,
+        gold_after=answered.gold_after,
+        tokens_before=answered.tokens_before,
+        tokens_after=answered.tokens_after,
+        finished_before=answered.finished_before,
+        finished_after=answered.finished_after,
+        kl=round(answered.kl, 6),
+    )
 
 
 def _replies(context: Context, answered: Sequence[Answered]) -> Replies:

@@ -182,7 +182,7 @@ STAGES: tuple[Stage, ...] = (
         evaluation.run,
         reads=(Edge("policy"),),
         sections=("domain", "gold", "evaluation"),
-        outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
+        outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}", evaluation.SCORED, evaluation.COMPARED),
         owned=("metrics/evaluation.jsonl",),
     ),
     Stage(

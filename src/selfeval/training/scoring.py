@@ -83,9 +83,14 @@ class EvaluatorScorer:
         # The evaluator reads what a user would see: the reply without the thinking.
         return self.of([p.grade for p in samples.asked], [visible_ids(self.backbone, r) for r in samples.rollouts])
 
-    def of(self, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> Scores:
-        """Score replies after their grade prompts."""
-        scores_KB = self.each(prompts, replies)
+    def of(
+        self,
+        prompts: Sequence[Prompt],
+        replies: Sequence[Sequence[int]],
+        advance: Callable[[int], None] | None = None,
+    ) -> Scores:
+        """Score replies after their grade prompts; see `each` for the arguments."""
+        scores_KB = self.each(prompts, replies, advance)
         if len(scores_KB) == 1:
             return Scores(scores_KB[0])
         return Scores(self._combined(scores_KB))
