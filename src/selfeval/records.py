@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 __all__ = [
     "AgreementEvidence",
     "CombinedEvidence",
+    "ComparedReplies",
     "Drop",
     "Evidence",
     "Message",
@@ -29,6 +30,7 @@ __all__ = [
     "Sampled",
     "SampledPairwiseEvidence",
     "SampledPointwiseEvidence",
+    "ScoredPair",
     "Seed",
     "Split",
     "StepLabels",

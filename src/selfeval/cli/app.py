@@ -576,6 +576,26 @@ def export(
         _say_exported(done)
 
 
+@app.command("export-log")
+def export_log(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option(metavar="LOGS", help="Folder of the logs; must be new or empty.")],
+    debug: Debug = False,
+) -> None:
+    """Write the records of a run as logs of Inspect: the policy's replies, the evaluator's scores and the judge's verdicts.
+
+    Needs the extra inspect: pip install 'self-evaluator[inspect]'. Example:
+
+    selfeval export-log runs/mine --to logs/mine && inspect view --log-dir logs/mine
+    """
+    with clear_errors(debug, interrupted=_NO_FOLDER):
+        from selfeval.runs.inspect_log import export_log
+        from selfeval.runs.reader import RunReader
+
+        for name, count in export_log(RunReader(folder), to).items():
+            typer.echo(f"{to / name}.eval: {count} samples")
+
+
 def _say_exported(done: Exported) -> None:
     typer.echo(f"{done.role} as {done.layout}: {done.folder}")
     if done.agreement is not None:

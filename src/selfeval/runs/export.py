@@ -30,6 +30,7 @@ from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
 from selfeval.runs.card import BaseModel, card_text, find_base
+from selfeval.runs.export_folder import free_folder
 from selfeval.runs.export_tokenizers import Tokenizers, pick_tokenizers
 from selfeval.runs.members import EVALUATOR_FILE, reads_reference
 from selfeval.runs.policy import GUIDE
@@ -38,7 +39,7 @@ from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.runs.templates import copy_templates, templates_of_run
 from selfeval.store import as_storage_error, check_files, read_json, read_object, read_run, write_json, writing
 
-__all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
+__all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role"]
 
 TUNING = "tuning.json"
 """File in the folder of a role that was tuned on text: the facts of the tuning."""
@@ -257,20 +258,6 @@ def _refuse_pooled(role_folder: Path) -> None:
 
 def _trainers() -> list[str]:
     return [name for name, spec in LEARNERS.items() if spec.changes_policy]
-
-
-def free_folder(target: Path) -> Path:
-    """Return the absolute path of a folder that may be written.
-
-    Raises:
-        ExportError: the folder is not empty, or is a file.
-    """
-    target = Path(os.path.abspath(target))  # Path.resolve raises on a symlink loop
-    if target.is_dir() and any(target.iterdir()):
-        raise ExportError(f"{target} exists and is not empty, and nothing is overwritten; pass a new or empty folder to --to")
-    if target.exists() and not target.is_dir():
-        raise ExportError(f"{target} is a file; pass a new or empty folder to --to")
-    return target
 
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> BackboneConfig:

@@ -21,7 +21,8 @@ from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.role_files import save_role
 from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import ConfigError, RunFolderError
-from selfeval.runs.export import TUNING, Exported, export_role, free_folder
+from selfeval.runs.export import TUNING, Exported, export_role
+from selfeval.runs.export_folder import free_folder
 from selfeval.stages.context import Context
 from selfeval.stages.preflight import check_base
 from selfeval.stages.prompts import keep_templates, load_templates
