@@ -119,6 +119,7 @@ def test_the_command_lists_missing_and_outdated_pages() -> None:
     assert done.returncode == 0, done.stderr
     assert f"{states.count('up to date')} of {len(states)} pages are translated and up to date" in done.stdout
     assert done.stdout.count("  missing ") == states.count("missing")
+    assert "families.md" not in done.stdout, "a generated page has nothing to translate"
 
 
 def test_a_page_that_is_no_translation_has_no_record(tmp_path: Path) -> None:
