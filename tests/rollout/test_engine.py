@@ -17,10 +17,10 @@ from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logpr
 from selfeval.config import LoraConfig
 from selfeval.errors import LoopError, MemoryLimitError, ModelError, RoleError
 from selfeval.prompt import Image, Prompt
-from selfeval.rollout.batch import Batch, _distinct_prompts
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import _by_length, generate
+from selfeval.rollout.engine import by_length, generate
 from selfeval.rollout.requests import Request, Rollout
+from selfeval.rollout.rows import Rows, _distinct
 from token_prompts import as_prompts
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
@@ -129,8 +129,8 @@ def test_requests_that_join_a_running_batch_get_the_replies_of_a_batch_of_their_
     requests = [Request(Prompt(p), 1.1) for p in PROMPTS * 20]
     expected = [sample(backbone, [request], seed=3, first=i)[0] for i, request in enumerate(requests)]
     joined: list[int] = []
-    join = Batch._join
-    monkeypatch.setattr(Batch, "_join", lambda self, count, width: (joined.append(count), join(self, count, width))[1])
+    join = Rows.join
+    monkeypatch.setattr(Rows, "join", lambda self, rows, width: (joined.append(len(rows)), join(self, rows, width))[1])
     found = sample(backbone, requests, seed=3, batch_size=8)
     assert joined[0] == 8  # then whenever an eighth of the places is free
     assert len(joined) > 20
@@ -148,7 +148,7 @@ def test_prompts_are_read_in_passes_of_limited_size(monkeypatch: pytest.MonkeyPa
     backbone.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    monkeypatch.setattr("selfeval.rollout.batch._PREFILL_TOKENS", {"cpu": 8})
+    monkeypatch.setattr("selfeval.rollout.rows._PREFILL_TOKENS", {"cpu": 8})
     assert [r.ids for r in sample(backbone, requests)] == [r.ids for r in expected]
     # The longest alone; those of 4 and 3 tokens share a pass of 2 x 4, those of 2 and 1 one of 2 x 2.
     assert seen[:3] == [(1, 6), (2, 4), (2, 2)]
@@ -396,10 +396,10 @@ def test_the_output_layer_is_not_multiplied_row_by_row() -> None:
 def test_two_images_under_equal_placeholder_ids_never_share_a_prefix() -> None:
     one, other = (Prompt((5, 9), (Image(data),)) for data in (b"one", b"two"))
     plain = Prompt((5, 9))
-    distinct, owners = _distinct_prompts([Request(p) for p in (one, other, plain, one, other)])
+    distinct, owners = _distinct([one, other, plain, one, other])
     assert distinct == [one, other, plain]
     assert owners == [0, 1, 2, 0, 1]
-    ordered = sorted([other, plain, one, other, one], key=_by_length)
+    ordered = sorted([other, plain, one, other, one], key=by_length)
     assert [ordered.count(p) for p in dict.fromkeys(ordered)] == [1, 2, 2]
     assert all(a == b for a, b in (ordered[1:3], ordered[3:]))  # equal prompts are neighbours, so they share a batch
 

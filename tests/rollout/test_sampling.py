@@ -53,7 +53,8 @@ def test_each_row_has_the_distribution_that_transformers_has_with_its_settings()
     # All in one batch, so that a row must not take the settings of another; the batch is in another order than its requests.
     filters = Filters([Request(Prompt((5,)), **settings) for settings in SETTINGS], torch.device("cpu"))
     rows = list(reversed(range(len(SETTINGS))))
-    found = filters.allowed(logits_BV.log_softmax(-1), torch.tensor(rows)).softmax(-1)
+    filters.select(torch.tensor(rows))
+    found = filters.allowed(logits_BV.log_softmax(-1)).softmax(-1)
     for place, row in enumerate(rows):
         torch.testing.assert_close(found[place : place + 1], theirs(logits_BV[place : place + 1], SETTINGS[row]))
     assert (found[rows.index(0)] > 0).sum() == 3
@@ -64,7 +65,7 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
     logits_BV, ids = torch.randn(2, 20), torch.tensor([[3, 4, 3], [7, 8, 9]])
     seen_BV = torch.zeros(2, 20, dtype=torch.bool).scatter_(1, ids, True)
     filters = Filters([Request(Prompt((5,)), repetition_penalty=p) for p in (1.0, 1.7)], torch.device("cpu"))
-    found = filters.penalized(logits_BV, seen_BV, torch.tensor([0, 1]))
+    found = filters.penalized(logits_BV, seen_BV)
     torch.testing.assert_close(found[:1], logits_BV[:1])
     torch.testing.assert_close(found[1:], RepetitionPenaltyLogitsProcessor(1.7)(ids[1:], logits_BV[1:]))
 
@@ -111,7 +112,7 @@ def test_one_token_that_is_left_is_the_likeliest(settings: dict[str, Any]) -> No
 def test_temperature_comes_before_the_filters() -> None:
     logits_BV = torch.tensor([[2.0, 1.0, 0.0]])
     filters = Filters([Request(Prompt((5,)), temperature=0.5, min_p=0.2)], torch.device("cpu"))
-    found = filters.allowed((logits_BV / 0.5).log_softmax(-1), torch.tensor([0]))
+    found = filters.allowed((logits_BV / 0.5).log_softmax(-1))
     ids = torch.zeros(1, 1, dtype=torch.long)
     expected = MinPLogitsWarper(0.2)(ids, TemperatureLogitsWarper(0.5)(ids, logits_BV))
     # exp(-2) = 0.135 of the likeliest is below 0.2; at temperature 1 it would be exp(-1) = 0.37.

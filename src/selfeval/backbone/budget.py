@@ -208,6 +208,22 @@ class MemoryBudget:
         """
         return self._gauges[phase].within(limit)
 
+    def note_failure(self, phase: Phase, units: int, *, alone: bool) -> None:
+        """Release memory and halve the limit of a phase, after work outside of `in_groups` ran out of memory.
+
+        Args:
+            phase: type of work.
+            units: units that the work had in memory.
+            alone: whether it cannot be done in smaller groups.
+
+        Raises:
+            MemoryLimitError: it cannot.
+        """
+        if alone:
+            raise self._too_big(phase, units)
+        self.meter.release()
+        self._shrink_after_failure(self._gauges[phase], EventKind.OUT_OF_MEMORY, units)
+
     def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
         """Measure free memory, and start smaller if it is less than this phase needed before."""
         if gauge.phase is not self._phase:

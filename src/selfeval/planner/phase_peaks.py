@@ -19,9 +19,10 @@ from selfeval.backbone.shared_prefixes import PrefixLayout, uniform_layout
 from selfeval.config import CriticConfig, EvaluatorConfig, Pooling, RunConfig
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
 from selfeval.prompt import Prompt
-from selfeval.rollout.batch import Batch, joins_rows
+from selfeval.rollout.batch import Batch
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.requests import Request
+from selfeval.rollout.rows import joins_rows
 from selfeval.runs.members import member_roles
 from selfeval.stages.shards import START
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext
@@ -245,7 +246,7 @@ def rollout_peak(
     with torch.no_grad(), backbone.shapes, meter, backbone.acting_as(role):
         batch = Batch(backbone, requests, range(count), shape.reply, (), (), 0, guide, places=shape.rows)
         layers = _metered(batch, meter)
-        tokens = batch.draw(batch.prefill()[0])
+        tokens = batch.rows.draw(batch.prefill()[0])
         # The last two steps; in the very last, the rows move together because one is finished.
         for step, rows in ((shape.reply - 2, shape.rows), (shape.reply - 1, max(1, shape.rows - 1))):
             if step > 0:
@@ -254,18 +255,18 @@ def rollout_peak(
                 for layer in layers:
                     layer.length = length
                 attention = torch.ones(len(tokens), length, dtype=torch.int64)
-                tokens = batch.draw(batch.advance(range(rows), tokens, attention)[0])
+                tokens = batch.rows.draw(batch.rows.advance(range(rows), tokens, attention)[0])
         if waits:
             # All rows have ended, and as many requests begin; the cache is allocated by now.
             attention = torch.ones(len(tokens), shape.prompt + shape.reply - 1, dtype=torch.int64)
-            batch.draw(batch.advance((), tokens, attention, shape.rows)[0])
+            batch.rows.draw(batch.rows.advance((), tokens, attention, batch.next(shape.rows))[0])
     return meter.peaks
 
 
 def _metered(batch: Batch, meter: Footprint) -> list[PreallocatedLayer]:
     """Replace the preallocated layers of a batch's caches by layers that label their tensors, and return these."""
     found = []
-    for part in batch.passes:
+    for part in batch.rows.passes:
         layers = [_MeteredLayer(meter, layer) if isinstance(layer, PreallocatedLayer) else layer for layer in part.cache.layers]
         part.cache.layers = layers
         found += [layer for layer in layers if isinstance(layer, PreallocatedLayer)]

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["pick", "row_draws"]
 
 
-def row_draws(seed: int, rows: Sequence[int], steps: int) -> Tensor:
-    """Uniform draws in [0, 1), `[B, T]` in fp64, one per token: those of a row depend on the seed and its number alone.
+def row_draws(seed: int, rows: Sequence[int], steps: int) -> NDArray[np.float64]:
+    """Uniform draws in [0, 1), `[B, T]`, one per token: those of a row depend on the seed and its number alone.
 
     They are the stream of the counter-based generator Philox whose key is (seed, row): Salmon et al. 2011, section 4,
     https://doi.org/10.1145/2063384.2063405.
@@ -28,7 +29,8 @@ def row_draws(seed: int, rows: Sequence[int], steps: int) -> Tensor:
     keys = np.array([(seed, row) for row in rows], dtype=np.uint64)
     raw = np.stack([np.random.Philox(key=key).random_raw(steps) for key in keys])
     # The upper 53 bits fill a double's significand exactly: multiples of 2**-53, always below 1.
-    return torch.tensor((raw >> np.uint64(11)) * 2.0**-53)
+    draws_BT: NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return draws_BT
 
 
 def pick(logprobs_BV: Tensor, draws_B: Tensor) -> Tensor:

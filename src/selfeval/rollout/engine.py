@@ -18,12 +18,13 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import refuse_images
 from selfeval.errors import LoopError
 from selfeval.prompt import Image, Prompt
-from selfeval.rollout.batch import Batch, joins_rows
+from selfeval.rollout.batch import Batch
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.requests import Request, Rollout
+from selfeval.rollout.rows import joins_rows
 from selfeval.rollout.thinking import ThinkingTokens
 
-__all__ = ["Tally", "add_to_tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
+__all__ = ["Tally", "add_to_tally", "by_length", "check_prompts", "count_tokens", "generate", "note_tokens", "visible_ids"]
 
 _TURNS = 8
 """Requests per place of a batch whose rows are replaced. More would keep it full for longer, but their random numbers are drawn
@@ -61,9 +62,17 @@ def count_tokens() -> Iterator[Tally]:
 
 def add_to_tally(requests: Sequence[Request], rollouts: Sequence[Rollout]) -> None:
     """Count the tokens of a finished batch in the block of `count_tokens`, if there is one."""
+    note_tokens(
+        sum(len(prompt.ids) for prompt in {request.prompt for request in requests}),
+        sum(len(rollout.ids) for rollout in rollouts),
+    )
+
+
+def note_tokens(read: int, written: int) -> None:
+    """Count tokens in the block of `count_tokens`, if there is one."""
     if tally := _TALLY.get():
-        tally.read += sum(len(prompt.ids) for prompt in {request.prompt for request in requests})
-        tally.written += sum(len(rollout.ids) for rollout in rollouts)
+        tally.read += read
+        tally.written += written
 
 
 def visible_ids(backbone: Backbone, rollout: Rollout) -> tuple[int, ...]:
@@ -120,7 +129,7 @@ def generate(
     backbone.refuse_mixed_rows("sampling")
     check_prompts(backbone, [r.prompt for r in requests])
     # The longest first: a later row then never needs more columns than those before it.
-    order = sorted(range(len(requests)), key=lambda i: _by_length(requests[i].prompt), reverse=True)
+    order = sorted(range(len(requests)), key=lambda i: by_length(requests[i].prompt), reverse=True)
     joins = joins_rows(backbone, guide)
     results: dict[int, Rollout] = {}
     tally = _TALLY.get()
@@ -145,7 +154,7 @@ def generate(
         batch = Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide, thinking, places, ended)
         batch.run()
         if tally:
-            tally.read += batch.read
+            tally.read += batch.rows.tokens_read
 
     # The roles of a guide read the same tokens in separate rows, which take memory as well.
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
@@ -154,7 +163,7 @@ def generate(
     return [results[i] for i in range(len(requests))]
 
 
-def _by_length(prompt: Prompt) -> tuple[int, tuple[int, ...], tuple[Image, ...]]:
+def by_length(prompt: Prompt) -> tuple[int, tuple[int, ...], tuple[Image, ...]]:
     """Sort key that puts prompts of similar length in one batch, and equal prompts next to each other."""
     return len(prompt.ids), prompt.ids, prompt.images
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfeval.backbone.families.cache import append_rows, preallocated_cache, select_rows, state_arguments, trim_columns
+from selfeval.backbone.families.cache import append_rows, preallocated_cache, resize_columns, select_rows, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import RoleError
 from selfeval.prompt import Prompt
@@ -40,6 +40,10 @@ class Pass:
         self.roles = (*((backbone.acting,) if own else ()), *guides)
         self.cache = preallocated_cache(backbone.model.config, room, rows, width)
         self.step = backbone.decode_step()
+
+    def refresh(self) -> None:
+        """Follow a change of the model's roles, which may have replaced modules."""
+        self.step = self.backbone.decode_step()
 
     def logits(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute next-token logits `[roles, B, V]` after these tokens."""
@@ -70,9 +74,9 @@ class Pass:
         attention = nn.functional.pad(attention, (width - ids.shape[1], 0))
         return logits[None, rows], attention[rows]
 
-    def trim(self, columns: int) -> None:
-        """Drop the first columns of the cache, which are padding in every row."""
-        trim_columns(self.cache, columns)
+    def resize(self, columns: int) -> None:
+        """Drop columns at the front of the cache that are padding in every row, or add such columns."""
+        resize_columns(self.cache, columns)
 
     def _model_logits(self, ids: Tensor, attention: Tensor, cache: Any) -> Tensor:
         """Compute them in the model's own pass, which adds its keys and values to a cache."""

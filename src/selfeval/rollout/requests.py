@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from selfeval.errors import InputError
 from selfeval.prompt import Prompt
 from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 
@@ -24,7 +26,10 @@ class Request:
         repetition_penalty: divisor of the positive logits of tokens that prompt or reply have already, and factor of the
             negative ones (Keskar et al. 2019), > 0. Default: 1 (off).
         stop_strings: texts that end the reply; the token that completes one is its last. Default: none.
-        limit: Optional. Maximum number of new tokens of this reply, if lower than that of `generate`. Default: the same.
+        limit: Optional. Maximum number of new tokens of this reply, >= 1, if lower than that of `generate`. Default: the same.
+
+    Raises:
+        InputError: a parameter is out of its range.
     """
 
     prompt: Prompt
@@ -36,6 +41,21 @@ class Request:
     repetition_penalty: float = 1.0
     stop_strings: tuple[str, ...] = ()
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        # Written so that NaN is refused, which is in no range.
+        for name, allowed, rule in (
+            ("temperature", 0 <= self.temperature < math.inf, "must be a number of at least 0; 0 is greedy"),
+            ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1; 1 keeps all tokens"),
+            ("top_k", self.top_k >= 0, "must be at least 0; 0 keeps all tokens"),
+            ("min_p", 0 <= self.min_p <= 1, "must be from 0 to 1; 0 keeps all tokens"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "must be a number above 0; 1 changes nothing"),
+            ("limit", self.limit is None or self.limit >= 1, "must be at least 1 token, or None"),
+            ("stream", self.stream is None or 0 <= self.stream < 2**64, "must be from 0 to 2**64 - 1, or None"),
+            ("stop_strings", all(self.stop_strings), "none may be empty"),
+        ):
+            if not allowed:
+                raise InputError(f"{name}={getattr(self, name)!r}: {rule}")
 
     def most(self, limit: int) -> int:
         """Return the maximum number of new tokens under the limit of all replies."""

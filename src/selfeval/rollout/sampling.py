@@ -2,7 +2,7 @@
 
 They act in this order, which is that of transformers' `generate`.
 
-Shapes: B active rows, N requests, V vocabulary.
+Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,37 +20,59 @@ _NEVER = float("-inf")
 
 
 class Filters:
-    """The sampling settings of the requests of a batch.
+    """The sampling settings of the rows of a batch.
 
     Args:
-        requests: one per row of the batch at its start.
+        requests: one per row.
         device: device of the settings.
+
+    Attributes:
+        greedy_B: rows at temperature 0.
+        divisor_B1: temperatures; 1 instead of 0 for greedy rows, whose token is the argmax at any temperature.
+        samples: whether some row is not greedy.
+        penalizes: whether some row has a repetition penalty.
     """
 
     def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
-        self.temperature_N = torch.tensor([r.temperature for r in requests], device=device)
-        self._top_k_N = torch.tensor([r.top_k for r in requests], device=device)
-        self._top_p_N = torch.tensor([r.top_p for r in requests], device=device)
-        self._min_p_N = torch.tensor([r.min_p for r in requests], device=device)
-        self._penalty_N = torch.tensor([r.repetition_penalty for r in requests], device=device)
+        temperature_B = torch.tensor([r.temperature for r in requests], device=device)
+        self.greedy_B = temperature_B == 0
+        self.divisor_B1 = torch.where(self.greedy_B, 1.0, temperature_B)[:, None]
+        self._top_k_B = torch.tensor([r.top_k for r in requests], device=device)
+        self._top_p_B = torch.tensor([r.top_p for r in requests], device=device)
+        self._min_p_B = torch.tensor([r.min_p for r in requests], device=device)
+        self._penalty_B = torch.tensor([r.repetition_penalty for r in requests], device=device)
         # Decided on the host, once: a filter that no request uses costs nothing.
+        self.samples = any(r.temperature for r in requests)
         self._uses_top_k = any(r.top_k for r in requests)
         self._uses_top_p = any(r.top_p < 1 for r in requests)
         self._uses_min_p = any(r.min_p for r in requests)
         self.penalizes = any(r.repetition_penalty != 1 for r in requests)
 
-    def penalized(self, logits_BV: Tensor, seen_BV: Tensor, rows_B: Tensor) -> Tensor:
-        """Apply the repetition penalty of these requests to logits."""
-        return penalized(logits_BV, seen_BV, self._penalty_N[rows_B])
+    def select(self, rows_B: Tensor) -> None:
+        """Keep the settings of these rows, in this order."""
+        self.greedy_B, self.divisor_B1 = self.greedy_B[rows_B], self.divisor_B1[rows_B]
+        # Those of a filter that no row uses are not read.
+        self._top_k_B = self._top_k_B[rows_B] if self._uses_top_k else self._top_k_B
+        self._top_p_B = self._top_p_B[rows_B] if self._uses_top_p else self._top_p_B
+        self._min_p_B = self._min_p_B[rows_B] if self._uses_min_p else self._min_p_B
+        self._penalty_B = self._penalty_B[rows_B] if self.penalizes else self._penalty_B
 
-    def allowed(self, logprobs_BV: Tensor, rows_B: Tensor) -> Tensor:
-        """Set the log-probs of tokens that these requests do not sample to minus infinity."""
+    def penalized(self, logits_BV: Tensor, seen_BV: Tensor) -> Tensor:
+        """Apply the repetition penalties to logits."""
+        return penalized(logits_BV, seen_BV, self._penalty_B)
+
+    def allowed(self, logprobs_BV: Tensor) -> Tensor:
+        """Set the log-probs of tokens that are not sampled to minus infinity."""
         if self._uses_top_k:
-            logprobs_BV = top_k(logprobs_BV, self._top_k_N[rows_B])
+            logprobs_BV = top_k(logprobs_BV, self._top_k_B)
         if self._uses_top_p:
-            logprobs_BV = nucleus(logprobs_BV.log_softmax(-1) if self._uses_top_k else logprobs_BV, self._top_p_N[rows_B])
+            normalised_BV = logprobs_BV
+            if self._uses_top_k:
+                # Not those of a row without top-k: its last bits would depend on the other rows.
+                normalised_BV = torch.where(self._top_k_B[:, None] > 0, logprobs_BV.log_softmax(-1), logprobs_BV)
+            logprobs_BV = nucleus(normalised_BV, self._top_p_B)
         if self._uses_min_p:
-            logprobs_BV = min_p(logprobs_BV, self._min_p_N[rows_B])
+            logprobs_BV = min_p(logprobs_BV, self._min_p_B)
         return logprobs_BV
 
 

@@ -15,13 +15,14 @@ from selfeval.backbone.families.cache import (
     append_rows,
     appends_rows,
     cache_argument,
+    cache_bytes,
     cache_of,
     check_state,
     is_cache,
     preallocated_cache,
+    resize_columns,
     select_rows,
     state_arguments,
-    trim_columns,
 )
 from selfeval.errors import ModelError
 
@@ -210,7 +211,7 @@ def test_rows_join_right_aligned_and_columns_move_to_the_front_when_there_is_no_
         step()
     select_rows(cache, [2, 1], "cpu")  # the first row is finished
     rows[:] = [rows[2], rows[1]]
-    trim_columns(cache, 1)  # the longest row has 6 of 7 columns
+    resize_columns(cache, 6)  # the longest row has 6 of 7 columns
     assert cache.get_seq_length() == 6
     join(1, 1)
     for _ in range(2):  # the second step has no room behind the columns in use
@@ -218,6 +219,32 @@ def test_rows_join_right_aligned_and_columns_move_to_the_front_when_there_is_no_
     assert cache.layers[0].first == 0
     assert cache.layers[0].keys.data_ptr() == address
     assert cache.get_seq_length() == 8
+
+
+def test_columns_are_added_in_front_for_a_longer_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = PreallocatedLayer._empty
+    monkeypatch.setattr(PreallocatedLayer, "_empty", lambda *arguments: empty(*arguments).fill_(float("nan")))
+    cache = preallocated_cache(tiny_models.tiny_config("llama", 40), room=9, rows=2)
+    layer = cache.layers[0]
+    cache.layers.pop()
+    resize_columns(cache, 4)
+    first, longer = states(4, rows=1), states(7, rows=1)
+    layer.append(first, -first)
+    resize_columns(cache, 3)  # the first column was padding
+    for columns in (4, 7):  # within the columns that were dropped, and beyond them
+        resize_columns(cache, columns)
+        assert torch.equal(layer.keys[0, :, layer.first : layer.first + columns][:, -3:], first[0, :, 1:])
+        assert not layer.keys[0, :, layer.first : layer.first + columns - 3].any()
+    layer.append(longer, -longer)
+    keys, values = layer.update(states(1, rows=2), states(1, rows=2))
+    assert torch.equal(keys[1, :, :-1], longer[0])
+    assert torch.equal(values[0, :, 4:-1], -first[0, :, 1:])
+    assert not keys.isnan().any()
+    select_rows(cache, [], "cpu")
+    resize_columns(cache, 2)
+    assert (layer.first, layer.length) == (0, 2)  # without rows there is nothing to move
+    # Keys and values of both rows, with all columns.
+    assert cache_bytes(cache) == 2 * first[0, :, 0].numel() * 4 * 2 * 9
 
 
 def test_rows_join_where_all_layers_keep_everything_and_nothing_else() -> None:
@@ -230,5 +257,5 @@ def test_a_layer_that_is_never_written_to_has_no_tokens() -> None:
     cache = preallocated_cache(tiny_models.tiny_config("llama", 40), room=3, rows=2, width=5)
     assert cache.layers[1].get_seq_length() == 0
     cache.layers[0].append(states(5), states(5))
-    trim_columns(cache, 2)
+    resize_columns(cache, 3)
     assert [layer.get_seq_length() for layer in cache.layers] == [3, 0]

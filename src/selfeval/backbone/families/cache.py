@@ -29,15 +29,16 @@ __all__ = [
     "append_rows",
     "appends_rows",
     "cache_argument",
+    "cache_bytes",
     "cache_of",
     "check_state",
     "empty_cache",
     "has_running_state",
     "is_cache",
     "preallocated_cache",
+    "resize_columns",
     "select_rows",
     "state_arguments",
-    "trim_columns",
 ]
 
 CACHE_FIELD = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
@@ -131,6 +132,7 @@ class PreallocatedLayer(DynamicLayer):
         super().__init__()
         self.room, self.rows = room, rows
         self.first, self.length = 0, 0 if rows is None else width
+        self._columns = self.length + room
         self._whole: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -150,7 +152,7 @@ class PreallocatedLayer(DynamicLayer):
         """Add rows of whole prompts `[N, heads, P, D]`, right-aligned to the rows that are there."""
         if self._whole is None:
             assert self.rows is not None
-            self._allocate(keys, values, self.rows, self.length + self.room)
+            self._allocate(keys, values, self.rows, self._columns)
             self._take(0)
         assert self._whole is not None
         before, end = len(self._states()[0]), self.first + self.length
@@ -161,10 +163,18 @@ class PreallocatedLayer(DynamicLayer):
             new[:, :, self.first : end - states.shape[-2]] = 0
         self._take(before + len(keys))
 
-    def trim(self, columns: int) -> None:
-        """Drop the first columns, which are padding in every row."""
-        self.first += columns
-        self.length -= columns
+    def resize(self, columns: int) -> None:
+        """Have this many columns: drop the first ones, which are padding in every row, or add padding in front."""
+        if not self.is_initialized or not len(self._states()[0]):
+            self.first, self.length = 0, columns
+            return
+        more = columns - self.length
+        if more > self.first:
+            self._shift(more - self.first)
+        self.first, self.length = self.first - more, columns
+        for states in self._states():
+            # As in `append`; an earlier row may also have left NaN there.
+            states[:, :, self.first : self.first + max(0, more)] = 0
 
     def release(self) -> None:
         """Free the memory."""
@@ -182,6 +192,14 @@ class PreallocatedLayer(DynamicLayer):
                 stop = min(start + self.first, self.length)
                 states[:, :, start:stop] = states[:, :, self.first + start : self.first + stop]
         self.first = 0
+
+    def _shift(self, columns: int) -> None:
+        """Move the columns in use behind this many others."""
+        end = self.first + self.length
+        for states in self._states():
+            # A copy, because source and target overlap.
+            states[:, :, self.first + columns : end + columns] = states[:, :, self.first : end].clone()
+        self.first += columns
 
     def _allocate(self, keys: Tensor, values: Tensor, rows: int, columns: int) -> None:
         self.lazy_initialization(keys, values)
@@ -311,11 +329,32 @@ def append_rows(cache: DynamicCache, prompts: DynamicCache, owners: Sequence[int
         source.release()
 
 
-def trim_columns(cache: DynamicCache, columns: int) -> None:
-    """Drop columns at the front that are padding in every row."""
+def resize_columns(cache: DynamicCache, columns: int) -> None:
+    """Drop columns at the front that are padding in every row, or add such columns.
+
+    Args:
+        cache: a cache with `rows`.
+        columns: their number afterwards, at most `width` and `room` together.
+    """
     for layer in _preallocated(cache):
-        if layer.is_initialized:
-            layer.trim(columns)
+        layer.resize(columns)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Return the bytes that are allocated for a cache, in use or not."""
+    tensors = [tensor for layer in cache.layers for tensor in _tensors(list(vars(layer).values()))]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _preallocated(cache: DynamicCache) -> Iterator[PreallocatedLayer]:
