@@ -10,6 +10,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS := $(VENV)-docs
 NEEDS := pyproject.toml constraints.txt
 TESTS ?=
 # Not compiled: Python compiles the modules that are imported, and pip would compile all.
@@ -46,8 +47,10 @@ check: $(VENV)/.installed-dev ## Lint, check the format and the types.
 pages: $(VENV)/.installed-dev ## Check that generated pages are up to date.
 	@for script in docs/generate_*.py benchmarks/figures.py; do echo "== $$script --check"; OMP_NUM_THREADS=1 $(BIN)/python $$script --check || exit 1; done
 
-docs: pages ## Check the generated pages, and that every link, command, setting and module in the docs exists.
+docs: pages $(DOCS)/.installed ## Check the pages (generated ones, links, commands, settings, translations), and build the site into build/site.
 	@$(BIN)/python -m pytest tests/docs
+	@$(BIN)/python docs/translations.py
+	@$(DOCS)/bin/python docs/site/build.py
 
 bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results, their figures into the README.
 	@for name in exam loop repeat rounds learners stability "stability --ablations" overoptimisation sparse_reward coverage decoding logprobs long_context \
@@ -64,7 +67,7 @@ clients: $(VENV)/.installed-dev ## Run the scripts of examples/clients against a
 	@$(BIN)/python -m pytest tests/serve/test_clients.py
 
 clean: ## Remove the virtual environment and caches; runs and results stay.
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-clients $(DOCS) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -84,4 +87,12 @@ $(VENV)/.installed: $(NEEDS) | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP_INSTALL) 'pip>=25.1'
 	@$(PIP_INSTALL) --group dev --group notebooks -c constraints.txt
+	@touch $@
+
+# A separate environment, because the tests need none of it.
+$(DOCS)/.installed: pyproject.toml constraints-docs.txt | $(BIN)/python
+	@echo "Installing into $(DOCS) (once)"
+	@$(BIN)/python -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --group docs -c constraints-docs.txt
 	@touch $@

@@ -19,6 +19,10 @@ from selfeval.quality.statistics import proportion
 from selfeval.report.charts import Line, line_chart
 
 _ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT / "docs"))
+
+from translations import localized, with_translation  # noqa: E402
+
 _README = _ROOT / "README.md"
 _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 _LONG = _ROOT / "docs" / "concepts" / "long-context.md"
@@ -38,6 +42,7 @@ _SPEED = _ROOT / "docs" / "concepts" / "speed.md"
 _HUMAN = _ROOT / "docs" / "concepts" / "judge-benchmark.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
 _SERVE = _ROOT / "docs" / "guides" / "serve.md"
+_WHICH_JUDGE = _ROOT / "docs" / "guides" / "which-judge.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _EVALUATOR = _ROOT / "docs" / "algorithms" / "evaluator.md"
@@ -923,6 +928,73 @@ def _judge_cells(row: dict[str, Any]) -> str:
     return " | ".join(f"{_figure(figure)}, n = {figure['n']}" if figure["n"] else "none" for figure in shown)
 
 
+def judges_by_domain_table() -> str:
+    """Return the table of docs/guides/which-judge.md: the same judges in the domains in which they were measured."""
+    lines = ["| domain | model | judge | kept | right or agreed | measured by |", "|---|---|---|---|---|---|"]
+    rows = [*_embedded_judge_rows(), *_vote_rows(), *_human_label_rows()]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def _embedded_judge_rows() -> list[tuple[str, ...]]:
+    loop = _load("loop")
+    return [
+        (
+            f"word problems of the embedded model, seed {run['seed']}",
+            "embedded model",
+            "`pairwise`",
+            _counted(run["kept_share"]),
+            f"kept labels right by gold: {_counted(run['kept_labels_right'])}",
+            f"`{loop['command']}`",
+        )
+        for run in loop["runs"]
+    ]
+
+
+def _vote_rows() -> list[tuple[str, ...]]:
+    if not _is_measured("real_model_word_problems"):
+        return []
+    found = _load("real_model_word_problems")
+    rows = []
+    for run in found["runs"]:
+        votes, judged = run["votes"], sum(run["votes"]["states"].values())
+        kept = _counted(_share(votes["states"]["kept"] / judged, judged))
+        right = f"preferred reply right: {_counted(votes['chosen_right'])}; other reply: {_counted(votes['rejected_right'])}"
+        domain = f"word problems of one operation, seed {run['seed']}"
+        rows.append((domain, found["model"], "`agreement`", kept, right, f"`{found['command']}`"))
+    return rows
+
+
+def _human_label_rows() -> list[tuple[str, ...]]:
+    if not _is_measured("human_labels"):
+        return []
+    found = _load("human_labels")
+    return [
+        (
+            f"pairs of {name}",
+            found["model"],
+            f"{judge}, {_CALIBRATED[kind]}",
+            _counted(row["coverage"]),
+            f"agreement with people on all pairs: {_counted(row['agreement'])}",
+            f"`{found['command']}`",
+        )
+        for name, data in found["sets"].items()
+        for judge, rows in data["judges"].items()
+        for kind, row in rows.items()
+        if kind in _CALIBRATED
+    ]
+
+
+_CALIBRATED = {
+    "as it is": "not calibrated",
+    "on consistency": "calibrated on consistency",
+    "on labels": "calibrated on other labels",
+}
+
+
+def _counted(figure: dict[str, Any]) -> str:
+    return f"{_interval(figure)}, n = {figure['n']:,}"
+
+
 def word_problems_table() -> str:
     """Return the table of docs/algorithms/judging.md: a real model before and after training on its own votes."""
     if not _is_measured("real_model_word_problems"):
@@ -1120,8 +1192,13 @@ def over_plot() -> str:
 
 
 def _refresh(path: Path, block: str, check: bool) -> None:
-    old = path.read_text(encoding="utf-8")
-    _write(path, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
+    """Put a block into a page, and the same into its translation."""
+    for page in with_translation(path):
+        _write(page, _filled(page.read_text(encoding="utf-8"), localized(block, path, page)), check)
+
+
+def _filled(text: str, block: str) -> str:
+    return _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), text)
 
 
 def _write(path: Path, new: str, check: bool) -> None:
@@ -1192,6 +1269,7 @@ def main() -> None:
     _refresh(_CHECK, check_table(), options.check)
     _refresh(_SERVE, serve_tables(), options.check)
     _refresh(_JUDGING, word_problems_table(), options.check)
+    _refresh(_WHICH_JUDGE, judges_by_domain_table(), options.check)
     _refresh(_HUMAN, human_labels_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
     _refresh(_EVALUATOR, options_table() + attacks_table(), options.check)

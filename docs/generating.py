@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from translations import localized, with_translation
+
 __all__ = ["fill", "main"]
 
 
@@ -25,15 +27,17 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def main(page: Path, blocks: Mapping[str, str], source: str) -> int:
-    """Write the blocks into the page, or compare them with `--check`; return the exit status."""
+    """Write the blocks into the page and its translation, or compare them with `--check`; return the exit status."""
     script = Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(description=f"Writes docs/{page.relative_to(Path(__file__).parent)} from {source}.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page is stale")
-    old = page.read_text(encoding="utf-8")
-    new = fill(old, blocks)
-    if not parser.parse_args().check:
-        page.write_text(new, encoding="utf-8")
-    elif new != old:
-        print(f"{page.name} is stale; run: python docs/{script}", file=sys.stderr)
-        return 1
+    check = parser.parse_args().check
+    for path in with_translation(page):
+        old = path.read_text(encoding="utf-8")
+        new = fill(old, {name: localized(block, page, path) for name, block in blocks.items()})
+        if not check:
+            path.write_text(new, encoding="utf-8")
+        elif new != old:
+            print(f"{path.name} is stale; run: python docs/{script}", file=sys.stderr)
+            return 1
     return 0

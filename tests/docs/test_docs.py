@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 from pydantic import TypeAdapter, ValidationError
+from translations import anchors
 
 from selfeval.cli.app import app
 from selfeval.config import JUDGES, LEARNERS, PolicyConfig, RunConfig
@@ -49,16 +50,8 @@ def _spans(page: Path) -> list[str]:
 
 @cache
 def _anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub makes them."""
-    found: set[str] = set()
-    for heading in re.findall(r"^#{1,6} +(.+?) *#* *$", _prose(page), re.MULTILINE):
-        plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
-        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
-        number = 0
-        while (name := f"{slug}-{number}" if number else slug) in found:
-            number += 1
-        found.add(name)
-    return found | set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", _text(page)))
+    """Return the anchors of a page's headings, and those that are set by hand."""
+    return {*anchors(page), *re.findall(r"<a (?:id|name)=\"([^\"]+)\"", _text(page))}
 
 
 def _links(page: Path) -> Iterator[str]:

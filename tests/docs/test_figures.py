@@ -18,6 +18,7 @@ PAGES |= {
     "stability": STABILITY,
     "evidence": ROOT / "docs" / "concepts" / "evidence.md",
     "check": ROOT / "docs" / "guides" / "check.md",
+    "which judge": ROOT / "docs" / "guides" / "which-judge.md",
     "learners": ALGORITHMS / "learners.md",
     "fine-tuning": ROOT / "docs" / "concepts" / "fine-tuning.md",
     "over-optimisation": ALGORITHMS / "over-optimisation.md",
