@@ -21,7 +21,7 @@ def judges_generate_with(monkeypatch: pytest.MonkeyPatch, engine: Callable[..., 
     """
 
     def next_logprobs(
-        backbone: Any, prompts: Sequence[Prompt], watch: Sequence[int], *, batch_size: int
+        backbone: Any, prompts: Sequence[Prompt], watch: Sequence[int], *, batch_size: int, advance: Any = None
     ) -> list[tuple[float, ...]]:
         requests = [Request(prompt, 0.0) for prompt in prompts]
         found = engine(backbone, requests, max_new_tokens=1, seed=0, batch_size=batch_size, watch=watch)

@@ -16,7 +16,7 @@ from processes import context
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.runs.templates import templates_of_run
-from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, Work
+from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, Tell, Work
 
 _MODEL: list[ModelHandle] = []
 """The model of this process, once it is loaded."""
@@ -44,7 +44,9 @@ class OtherProcess:
     closed: bool = False
     _pool: ProcessPoolExecutor | None = None
 
-    def map(self, work: Work[Any], batches: Sequence[Batch[Any]]) -> Iterator[tuple[Batch[Any], ShardOutput]]:
+    def map(
+        self, work: Work[Any], batches: Sequence[Batch[Any]], tell: Tell | None = None
+    ) -> Iterator[tuple[Batch[Any], ShardOutput]]:
         if self._pool is None:
             loading = (self.config, self.folder, torch.get_num_threads())
             self._pool = ProcessPoolExecutor(1, context(), _load, loading)

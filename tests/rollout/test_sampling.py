@@ -60,6 +60,15 @@ def test_each_row_has_the_distribution_that_transformers_has_with_its_settings()
     assert (found[rows.index(0)] > 0).sum() == 3
 
 
+def test_the_bits_of_a_row_do_not_depend_on_the_filters_of_the_others() -> None:
+    torch.manual_seed(0)
+    logprobs_BV = (2 * torch.randn(40, 30)).log_softmax(-1)
+    nucleus = Request(Prompt((5,)), top_p=0.8)
+    mixed = Filters([*[nucleus] * 39, Request(Prompt((5,)), top_k=3, min_p=0.1)], torch.device("cpu"))
+    uniform = Filters([nucleus] * 40, torch.device("cpu"))
+    assert torch.equal(mixed.allowed(logprobs_BV)[:-1], uniform.allowed(logprobs_BV)[:-1])
+
+
 def test_the_repetition_penalty_is_that_of_transformers() -> None:
     torch.manual_seed(0)
     logits_BV, ids = torch.randn(2, 20), torch.tensor([[3, 4, 3], [7, 8, 9]])

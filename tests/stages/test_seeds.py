@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from processes import python
 from selfeval.errors import SeedsError
 from selfeval.records import Seed
-from selfeval.stages.seeds import read_seeds
+from selfeval.stages.seeds import append_seed, read_seeds
 
 
 def _file(folder: Path, content: bytes, name: str = "seeds.jsonl") -> str:
@@ -92,3 +94,59 @@ def test_no_file(tmp_path: Path) -> None:
     assert "no seeds were given; pass --seeds" in _refusal("")
     assert "does not exist" in _refusal(str(tmp_path / "none.jsonl"))
     assert "is a folder, not a file" in _refusal(str(tmp_path))
+
+
+# -- adding a seed ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [None, b"", b'{"question": "Old?"}', b'{"question": "Old?"}\n', b'{"question": "Old?"}\r\n'])
+def test_a_seed_is_appended_on_a_line_of_its_own(tmp_path: Path, before: bytes | None) -> None:
+    path = tmp_path / "seeds.jsonl"
+    if before is not None:
+        path.write_bytes(before)
+    append_seed(path, "Why?\x1b[0m \u2028", "So.")
+    append_seed(path, "How?")
+    old = [Seed("Old?")] if before else []
+    assert read_seeds(str(path)) == [*old, Seed("Why?\x1b[0m", "So."), Seed("How?")]
+    assert path.read_bytes().startswith(before or b"")
+    assert b"\x1b" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("seeds.jsonl", b'{"question": "Why?"', "line 1: not JSON"),
+        ("seeds.json", b'["Why?"]', "not a JSON object"),
+        ("seeds.jsonl", b"\xff\n", "is not UTF-8"),
+        ("seeds.txt", b"Why?\n", "does not end in .jsonl or .json; seeds are saved as JSON lines"),
+    ],
+)
+def test_a_file_that_is_no_seeds_file_is_not_changed(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SeedsError, match=re.escape(said)):
+        append_seed(path, "How?")
+    assert path.read_bytes() == content
+
+
+def test_half_a_line_is_removed_again(tmp_path: Path) -> None:
+    path = tmp_path / "seeds.jsonl"
+    path.write_bytes(b'{"question": "Old?"}')
+    found = python(ON_A_DISK_OF_100_BYTES, str(path))
+    assert found.returncode == 7
+    assert path.read_bytes() == b'{"question": "Old?"}'
+
+
+ON_A_DISK_OF_100_BYTES = """
+import resource, signal, sys
+from pathlib import Path
+from selfeval.errors import StorageError
+from selfeval.stages.seeds import append_seed
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    append_seed(Path(sys.argv[1]), "x" * 500)
+except StorageError:
+    sys.exit(7)
+"""

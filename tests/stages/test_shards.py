@@ -1,18 +1,32 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from other_process import OtherProcess
 from selfeval.records import Drop, Seed
+from selfeval.stages import terminal as terminal_module
 from selfeval.stages.context import Context
 from selfeval.stages.running import execute, new_config
-from selfeval.stages.shards import Batch, InProcess, ModelHandle, ShardOutput, StageShards, grow_shards, map_shards
+from selfeval.stages.shards import (
+    Batch,
+    InProcess,
+    ModelHandle,
+    ShardOutput,
+    StageShards,
+    Tell,
+    Work,
+    grow_shards,
+    map_shards,
+)
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 
@@ -79,8 +93,9 @@ ITEMS = [Seed(letter) for letter in "abcde"]
 
 
 def _executor(calls: list[int]) -> InProcess:
-    def model() -> Any:
+    def model() -> ModelHandle:
         calls.append(1)
+        return ModelHandle(cast(Any, None), cast(Any, None))
 
     return InProcess(model)
 
@@ -115,3 +130,65 @@ def test_growing_shards_read_all_records_before_them_and_stop_at_what_is_wanted(
     assert grow(wanted=3, most=9) == ["0", "0", "2", "2"]
     assert grow(wanted=9, most=3) == ["0", "0", "2", "2", "4", "4"]
     assert len(calls) == 3
+
+
+# -- progress within a shard --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """Work that tells that half of it is done."""
+
+    def __call__(self, model: ModelHandle, batch: Batch[Seed]) -> ShardOutput:
+        model.tell(0.5)
+        return ShardOutput([Seed("x")] * 3)
+
+
+def _every_line(monkeypatch: pytest.MonkeyPatch) -> tuple[Terminal, io.StringIO]:
+    """A terminal that prints a line whenever there is news."""
+    monkeypatch.setattr(terminal_module, "_PLAIN_SECONDS", -1.0)
+    text = io.StringIO()
+    return Terminal(console=Console(file=text, width=200)), text
+
+
+def _counts(text: io.StringIO, stage: str) -> list[str]:
+    """The counts that were shown, without repetitions."""
+    shown = [found[1] for line in text.getvalue().splitlines() if (found := re.match(rf"{stage}: (\d+/\d+),", line))]
+    return list(dict.fromkeys(shown))
+
+
+def test_a_bar_moves_within_a_shard(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, text = _every_line(monkeypatch)
+    map_shards(StageShards(store, terminal, "half"), ITEMS, 4, Half(), _executor([]))
+    assert _counts(text, "half") == ["2/5", "4/5", "5/5"]
+    grow_shards(StageShards(store, terminal, "grown"), Seed, Half(), _executor([]), wanted=6, most=2)
+    # Half of the six that are missing; three are there; half of the three that are still missing.
+    assert _counts(text, "grown") == ["3/6", "4/6", "6/6"]
+
+
+def test_a_bar_adds_up_what_is_done_of_several_shards_in_progress(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AtOnce(InProcess):
+        def map(self, work: Work[Any], batches: Sequence[Batch[Any]], tell: Tell | None = None) -> Any:
+            assert tell
+            for batch in batches:
+                tell(batch, 0.5)
+            yield from super().map(work, batches)
+
+    terminal, text = _every_line(monkeypatch)
+    map_shards(StageShards(store, terminal, "half"), ITEMS[:4], 2, Half(), AtOnce(_executor([]).model))
+    # Half of 2, half of 2 and 2, then 2 and half of 2
+    assert _counts(text, "half") == ["1/4", "2/4", "3/4", "4/4"]
+
+
+def test_every_stage_that_samples_shows_progress_within_its_only_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, text = _every_line(monkeypatch)
+    sizes = ("questions.train=8", "questions.test=4", "replies.per_question=2", "verdicts.calibration.method=off")
+    execute(new_config(assignments=sizes), tmp_path / "run", (1, "verdicts"), terminal, verbose=True)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert f"log: {tmp_path}/run/run.log" in text.getvalue()
+    for stage in ("questions", "replies", "verdicts"):
+        counts = _counts(text, stage)
+        assert len(counts) >= 5, text.getvalue()
+        assert counts == sorted(counts, key=lambda count: int(count.split("/")[0])), "never back"
+        assert len(list((tmp_path / "run" / stage).glob("shard-*"))) == 1
+        assert re.search(rf"INFO selfeval\.stages\.terminal: {stage}: \d+\.\d s  \(", log), "the end of the stage"

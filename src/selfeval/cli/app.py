@@ -102,6 +102,12 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Continue although the judge or the evaluator is not shown to be useful.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Append notes, progress, warnings of libraries and tracebacks to run.log in the run folder."
+        ),
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -145,6 +151,7 @@ def run(
             allow_code_execution=allow_code_execution,
             restart=restart,
             force=force,
+            verbose=verbose,
         )
 
 
@@ -158,6 +165,7 @@ def _run(
     allow_code_execution: bool,
     restart: bool,
     force: bool,
+    verbose: bool,
 ) -> None:
     from selfeval.stages.running import execute, stop_at
     from selfeval.stages.terminal import Terminal
@@ -173,6 +181,7 @@ def _run(
         allow_code_execution=allow_code_execution,
         restart=restart,
         force=force,
+        verbose=verbose,
     )
     if not done.worked and not done.finished:
         typer.echo(f"{until or 'the loop'} is already finished in {output}; pass a later --until, or omit it, to continue")
@@ -470,6 +479,25 @@ def show(
             typer.echo(safe_json(row) if as_json else layout(row))
 
 
+@app.command("list")
+def list_(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder that contains run folders.")] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per run, with the intervals of all figures.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """List the runs in a folder and its subfolders: status, stage, model, last change and main figures, with 95% intervals.
+
+    Runs in progress are listed too. A run that cannot be read has a line with the reason.
+    """
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
+        from selfeval.cli.listing import print_runs
+        from selfeval.runs.listing import list_runs
+
+        print_runs(list_runs(folder), folder, as_json=as_json)
+
+
 @app.command()
 def score(
     folder: RunFolder,
@@ -513,6 +541,51 @@ def score(
         from selfeval.runs.evaluator import Evaluator
 
         print_scores(Evaluator.load(folder, trust_remote_code=trust_remote_code), asked, sure, as_json=as_json, batch=batch)
+
+
+@app.command()
+def chat(
+    folder: RunFolder,
+    role: Annotated[str, typer.Option(help="Who replies: policy or base.")] = "policy",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Base and policy both reply, and the evaluator scores and compares the replies.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy (default: evaluation.temperature of the run).")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus of the sampling (default: evaluation.top_p of the run).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the replies.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Token limit of a reply (default: that of the run's replies).")
+    ] = None,
+    system: Annotated[str, typer.Option(help="System message, if the chat template has one.")] = "",
+    sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence threshold; below it the result is `unsure`.")] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per question.")] = False,
+    trust_remote_code: RemoteCode = False,
+    debug: Debug = False,
+) -> None:
+    """Chat with the policy of a run. Replies are printed while they are sampled.
+
+    Ctrl-C ends a reply, Ctrl-D the chat. Commands: /save [FILE] appends the last question to a seeds file of JSON lines,
+    /save-reply [FILE] the question with its reply; /retry, /undo, /reset, /help, /exit. If standard input is not a terminal,
+    each of its lines is a question or a command. Examples:
+
+    selfeval chat runs/mine
+
+    selfeval chat runs/mine --compare --temperature 0.7
+
+    selfeval chat runs/mine --json < questions.txt > replies.jsonl
+    """
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
+        from selfeval.runs.reader import RunReader
+
+        RunReader(folder)  # refuses a folder that is not a run before loading the libraries
+        _quiet_libraries()
+        from selfeval.cli.chatting import Settings
+        from selfeval.cli.chatting import chat as chat_with
+
+        settings = Settings(role, compare, temperature, top_p, seed, max_new_tokens, system, sure, as_json)
+        chat_with(folder, settings, trust_remote_code=trust_remote_code)
 
 
 @app.command()

@@ -69,7 +69,8 @@ class LabelReader:
         """Return one reading per prompt. A prompt longer than the model's context is unparsable, and its raw output says so."""
         reasoning = self._reason(prompts, advance)
         spots = {case: spot for case, said in reasoning.items() if (spot := self._spot(case[0], said)) is not None}
-        logprobs = self._label_logprobs(spots)
+        # Without a chain of thought this pass is all there is to wait for.
+        logprobs = self._label_logprobs(spots, None if self.config.reasoning else advance)
 
         def reading(case: _Case) -> Reading:
             cause = spots[case].cause if case in spots else None
@@ -202,7 +203,9 @@ class LabelReader:
         room = self._room(prompt) - len(added) - self.tokens.longest
         return prompt.followed_by((*output[: max(room, 0)], *added))
 
-    def _label_logprobs(self, spots: dict[_Case, _Spot]) -> dict[_Case, tuple[float, ...]]:
+    def _label_logprobs(
+        self, spots: dict[_Case, _Spot], advance: Callable[[int], None] | None
+    ) -> dict[_Case, tuple[float, ...]]:
         """Return the log-probs of the labels at each position, summed along their paths."""
         seen: dict[tuple[_Case, TokenIds], tuple[float, ...]] = {}
         seen |= {(case, ()): spot.watched for case, spot in spots.items() if spot.watched is not None}
@@ -210,7 +213,8 @@ class LabelReader:
         needed = [(case, fork) for case in spots for fork in self.tokens.forks if (case, fork) not in seen]
         prompts = [spots[case].before.followed_by(fork) for case, fork in needed]
         watch = self.tokens.all
-        seen |= dict(zip(needed, next_logprobs(self.backbone, prompts, watch, batch_size=self.batch_size), strict=True))
+        found = next_logprobs(self.backbone, prompts, watch, batch_size=self.batch_size, advance=advance)
+        seen |= dict(zip(needed, found, strict=True))
 
         def total(case: _Case, path: TokenIds) -> float:
             # The chain rule along the tokens of a label: log p(a b) = log p(a) + log p(b | a).

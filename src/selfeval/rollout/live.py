@@ -278,7 +278,7 @@ class LiveBatch:
         broken, self._tokens_B = _drawn(rows, logits_NBV)
         del logits_NBV
         tickets = [self._running[row] for row in rows.rows]
-        self._keep = [place for place in rows.record(self._tokens_B) if place not in broken]
+        self._keep = rows.record(self._tokens_B)  # `_report` takes the broken ones out of the running requests
         note_tokens(0, len(tickets) - len(broken))
         return [
             (ticket, broken.get(place) or NewToken(row.ids[-1], row.logprobs[-1], row.tops))

@@ -8,7 +8,7 @@ Shapes: B prompts, D hidden, W watched tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
 
 import torch
@@ -31,7 +31,12 @@ model, a fifth fewer tokens took as long as separate rows."""
 
 
 def next_logprobs(
-    backbone: Backbone, prompts: Sequence[Prompt], watch: Sequence[int], *, batch_size: int
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    watch: Sequence[int],
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] | None = None,
 ) -> list[tuple[float, ...]]:
     """Return log-probs in nats of tokens right after each prompt, under the acting role at temperature 1, in the order given.
 
@@ -42,6 +47,7 @@ def next_logprobs(
         prompts: prompts of at least two tokens.
         watch: token ids.
         batch_size: maximum number of prompts in memory at once.
+        advance: Optional. Called with the number of prompts that were just read.
 
     Raises:
         LoopError: a prompt is longer than the model's context.
@@ -74,6 +80,8 @@ def next_logprobs(
     results: dict[int, tuple[float, ...]] = {}
     for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, limit, of_group):
         results |= {i: tuple(row) for i, row in zip(group, rows, strict=True)}
+        if advance:
+            advance(len(group))
     # The tokens that were asked to be read, as in sampling: shared starts are not subtracted.
     add_to_tally([Request(prompt) for prompt in prompts], [Rollout((), (), False)] * len(prompts))
     return [results[i] for i in range(len(prompts))]

@@ -23,7 +23,7 @@ from selfeval.store import read_object
 from selfeval.texts import shortened, visible
 from selfeval.training.context import POLICY
 
-__all__ = ["GUIDE", "Policy", "load_policy"]
+__all__ = ["GUIDE", "Policy", "check_sampling", "load_policy"]
 
 GUIDE = "guide.json"
 """File in the policy's folder: the value roles that guide its sampling, if the learner did not change its weights."""
@@ -155,7 +155,7 @@ class Policy(TrainedModel):
         temperature = evaluated.temperature if temperature is None else temperature
         top_p = evaluated.top_p if top_p is None else top_p
         limit = self._model.reply_limit if max_new_tokens is None else max_new_tokens
-        _check(n, temperature, top_p, limit)
+        check_sampling(temperature, top_p, limit, n)
         check_conversations(self._model.templates, asked)
         texts = self._sample(asked, n, seed, (temperature, top_p), limit)
         grouped = [texts[i : i + n] for i in range(0, len(texts), n)]
@@ -178,7 +178,18 @@ class Policy(TrainedModel):
         return [model.templates.text(rollout.reply_ids) for rollout in rollouts]
 
 
-def _check(n: int, temperature: float, top_p: float, limit: int) -> None:
+def check_sampling(temperature: float, top_p: float, limit: int, n: int = 1) -> None:
+    """Check the numbers that replies are sampled with.
+
+    Args:
+        temperature: sampling temperature, at least 0.
+        top_p: nucleus, above 0 and at most 1.
+        limit: token limit of a reply, at least 1.
+        n: number of replies, at least 1. Default: 1.
+
+    Raises:
+        InputError: one of them is out of its range.
+    """
     for name, value, least in (("n", n, 1), ("temperature", temperature, 0), ("max_new_tokens", limit, 1)):
         # Not `value < least`, which is False for NaN.
         if not value >= least:

@@ -21,7 +21,7 @@ from selfeval.records import CombinedEvidence, Verdict
 from selfeval.report.summary import OTHER_JUDGES
 from selfeval.runs.judge_fit import FIT_FILE, has_fit, read_fit
 from selfeval.stages.context import Context
-from selfeval.stages.shards import Batch, ShardOutput, Work
+from selfeval.stages.shards import Batch, ShardOutput, Work, computed
 
 __all__ = [
     "Judged",
@@ -61,7 +61,8 @@ def forget_fit(context: Context) -> None:
 def _judge_first(context: Context, pairs: Sequence[Any], work: Work[Any]) -> Judged:
     size = context.config.verdicts.shard
     batches = [Batch(n, pairs[first : first + size]) for n, first in enumerate(range(0, len(pairs), size))]
-    return sorted(context.executor.map(work, batches), key=lambda found: found[0].index)
+    with context.terminal.bar("verdicts", len(pairs)) as bar:
+        return sorted(computed(context.executor, work, batches, bar), key=lambda found: found[0].index)
 
 
 # -- combined -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ With a file of questions, replies or pairs (`stages/given.py`) the model writes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given
-from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, grow_shards
+from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, counting, grow_shards
 
 __all__ = ["WriteQuestions", "run"]
 
@@ -100,7 +100,8 @@ class WriteQuestions:
             if not asked:
                 break
             # Judged in the order of the samples: whether one is a near-duplicate depends on those before it.
-            outcomes += [acceptance.consider(sample) for sample in self._samples(model, batch.index, sampled, asked)]
+            tell = self._told(model.tell, len(batch.records), len(acceptance.accepted), len(asked))
+            outcomes += [acceptance.consider(sample) for sample in self._samples(model, batch.index, sampled, asked, tell)]
             sampled += len(asked)
         return ShardOutput([o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)])
 
@@ -117,7 +118,21 @@ class WriteQuestions:
             rng.shuffle(examples)
             yield Request(model.templates.prompt("ask", examples=examples), config.temperature, config.top_p)
 
-    def _samples(self, model: ModelHandle, shard: int, first: int, requests: list[Request]) -> list[_Sample]:
+    def _told(self, tell: Callable[[float], None], before: int, now: int, asked: int) -> Callable[[int], None]:
+        """Return a callback that counts samples and tells which share of the missing questions there are, as if most were good.
+
+        Args:
+            tell: receives the share.
+            before: number of questions before the shard.
+            now: number of questions before these samples.
+            asked: number of samples.
+        """
+        missing = self.wanted - before
+        return counting(lambda share: tell((now - before + share * min(self.wanted - now, asked)) / missing), asked)
+
+    def _samples(
+        self, model: ModelHandle, shard: int, first: int, requests: list[Request], advance: Callable[[int], None]
+    ) -> list[_Sample]:
         """Return consecutive samples of a shard, starting at number `first`."""
         templates = model.templates
         with model.backbone.acting_as(model.start()):
@@ -129,6 +144,7 @@ class WriteQuestions:
                 batch_size=self.batch_size,
                 stop=templates.ask_stop_ids,
                 first=first,
+                advance=advance,
             )
         return [_sample(templates, r, request.prompt) for r, request in zip(rollouts, requests, strict=True)]
 

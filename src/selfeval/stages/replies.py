@@ -16,7 +16,7 @@ With a file of replies or pairs (`stages/given.py`) its replies are used, and on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from selfeval.backbone.adapters import BASE
@@ -32,7 +32,7 @@ from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, ReplyLimit, decide_limit, read_limit
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
-from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
+from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, computed, counting, map_shards
 
 __all__ = ["Asked", "WriteReplies", "run"]
 
@@ -102,18 +102,23 @@ class WriteReplies:
         """Return the replies under the start role, and the reference answers of the base if the evaluator reads them."""
         # Beam search is deterministic, so it gets at most one reply per question: the last number.
         sampled, beamed = self._numbered([asked.question for asked in batch.records])
+        answers = sum(one.reference_answer for one in batch.records) if model.templates.grades_with_reference_answer else 0
+        advance = counting(model.tell, len(sampled) + len(beamed) + answers)
         with model.backbone.acting_as(model.start()):
-            written = self._sampled(model, batch.index, sampled) if sampled else []
+            written = self._sampled(model, batch.index, sampled, advance) if sampled else []
             if beamed:
                 written += self._beamed(model, beamed)
+                advance(len(beamed))
         if self.decides:
             lengths = [self._limited_length(one.rollout) for one in written if one.rollout.finished]
             decided = decide_limit(lengths, len(written), self.limit)
-            output = replace(self, limit=decided.tokens)._output(model, batch.records, written)
+            output = replace(self, limit=decided.tokens)._output(model, batch.records, written, advance)
             return replace(output, others={**output.others, _DECIDED: [decided]})
-        return self._output(model, batch.records, written)
+        return self._output(model, batch.records, written, advance)
 
-    def _output(self, model: ModelHandle, asked: Sequence[Asked], written: Sequence[_Written]) -> ShardOutput:
+    def _output(
+        self, model: ModelHandle, asked: Sequence[Asked], written: Sequence[_Written], advance: Callable[[int], None]
+    ) -> ShardOutput:
         thinking = self._thinking(model)
         limited = [replace(one, rollout=one.rollout.within(self.limit, one.request.prompt, thinking)) for one in written]
         # After the limit: it applies to the tokens that were sampled, the stop string among them.
@@ -126,7 +131,7 @@ class WriteReplies:
         records = sorted(replies, key=lambda r: r.id)
         if not model.templates.grades_with_reference_answer:
             return ShardOutput(records)
-        return ShardOutput(records, others={"reference_answers": self._reference_answers(model, asked)})
+        return ShardOutput(records, others={"reference_answers": self._reference_answers(model, asked, advance)})
 
     def _thinking(self, model: ModelHandle) -> ThinkingTokens | None:
         return model.templates.thinking(self.config.max_thinking_tokens)
@@ -148,7 +153,9 @@ class WriteReplies:
         numbers = range(self.config.per_question)
         return [(q, n) for q in questions for n in numbers if not (n == last and q.id in taken)], beamed
 
-    def _sampled(self, model: ModelHandle, shard: int, numbered: Sequence[Numbered]) -> list[_Written]:
+    def _sampled(
+        self, model: ModelHandle, shard: int, numbered: Sequence[Numbered], advance: Callable[[int], None]
+    ) -> list[_Written]:
         requests = [self._request(model, question, number) for question, number in numbered]
         rollouts = model.engine.generate(
             model.backbone,
@@ -157,6 +164,7 @@ class WriteReplies:
             seed=self.draws.seed("replies", shard),
             batch_size=self.batch_size,
             thinking=self._thinking(model),
+            advance=advance,
         )
         return [_Written(*row, "sample") for row in zip(numbered, requests, rollouts, strict=True)]
 
@@ -217,7 +225,9 @@ class WriteReplies:
         reply = model.templates.reply_prompt(question)
         return length is None or max(len(grade.ids) + reference_answer, len(reply.ids)) + len(ids) <= length
 
-    def _reference_answers(self, model: ModelHandle, asked: Sequence[Asked]) -> list[ReferenceAnswer]:
+    def _reference_answers(
+        self, model: ModelHandle, asked: Sequence[Asked], advance: Callable[[int], None]
+    ) -> list[ReferenceAnswer]:
         """Generate the base's greedy reply to each question: its reference answer."""
         questions = [one.question for one in asked if one.reference_answer]
         with model.backbone.acting_as(BASE):
@@ -228,6 +238,7 @@ class WriteReplies:
                 seed=0,
                 batch_size=self.batch_size,
                 thinking=self._thinking(model),
+                advance=advance,
             )
         return [ReferenceAnswer(q.id, model.templates.text(r.reply_ids)) for q, r in zip(questions, rollouts, strict=True)]
 
@@ -273,11 +284,13 @@ def _decided(context: Context, shards: StageShards, asked: Sequence[Asked], work
             _write_limit(context, read_limit(context.first.root))
         else:
             deciding = replace(work, limit=_cap(context, [one.question for one in asked]), decides=True)
-            for batch, output in context.executor.map(deciding, [Batch(0, asked[: work.config.shard])]):
-                (limit,) = output.others[_DECIDED]
-                # Before the shard: a kill between the two leaves the limit, with which the shard is sampled again.
-                _write_limit(context, limit)
-                shards.write(batch.index, output)
+            first = Batch(0, asked[: work.config.shard])
+            with context.terminal.bar(shards.name, len(asked)) as bar:
+                for batch, output in computed(context.executor, deciding, [first], bar):
+                    (limit,) = output.others[_DECIDED]
+                    # Before the shard: a kill between the two leaves the limit, with which the shard is sampled again.
+                    _write_limit(context, limit)
+                    shards.write(batch.index, output)
     limit = read_limit(root)
     context.terminal.note(f"replies: the limit is {limit.sentence}")
     return limit

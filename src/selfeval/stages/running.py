@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,6 +250,7 @@ def execute(
     restart: bool = False,
     force: bool = False,
     executor_of: Callable[[Context], Executor] | None = None,
+    verbose: bool = False,
 ) -> Outcome:
     """Check the input, then run every unfinished stage.
 
@@ -263,6 +265,7 @@ def execute(
         force: continue although the judge or the evaluator is not shown to be useful. Default: False.
         executor_of: Optional. Returns the executor of a stage that writes shards, from the context of its round. Default:
             shards are computed in this process.
+        verbose: append notes, progress, warnings of libraries and tracebacks to `run.log` in the run folder. Default: False.
 
     Raises:
         InputError: an input cannot be used; a new run folder is removed again.
@@ -273,6 +276,7 @@ def execute(
     from selfeval.backbone.snapshot import ensure_snapshot
     from selfeval.stages.context import Context, in_process
     from selfeval.stages.rounds import run_rounds
+    from selfeval.stages.run_log import run_log
 
     if not Path(config.model).is_dir():
         with terminal.waiting(f"downloading missing files of {config.model}"):
@@ -284,7 +288,9 @@ def execute(
             terminal.note(note)
     for section, settings in config.servers.items():
         terminal.note(f"{section}: questions and replies are sent to {settings.model} at {settings.url}")
-    with run_folder(output) as store:
+    with run_folder(output) as store, run_log(output) if verbose else nullcontext() as log:
+        if log:
+            terminal.note(f"log: {log}")
         context = Context(
             config,
             store,

@@ -1,8 +1,12 @@
-"""Read the user's seed questions: JSON lines with a `question`, or plain text with one question per line."""
+"""The user's seed questions: JSON lines with a `question`, or plain text with one question per line."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,14 @@ from selfeval.errors import SeedsError
 from selfeval.records import Seed, Split
 from selfeval.runs.conversations import read_messages
 from selfeval.stages.given import Given
-from selfeval.texts import Line, json_lines, read_text, shortened
+from selfeval.store import as_storage_error
+from selfeval.texts import Line, json_lines, read_text, safe_json, shortened
 
-__all__ = ["read_seeds", "seeds_of"]
+__all__ = ["append_seed", "read_seeds", "seeds_of"]
 
 _EXAMPLE = '{"question": "..."}'
 _LARGEST = 64 << 20
+_JSON = (".jsonl", ".json")
 _GIVE = f"pass a file with one question per line (text or {_EXAMPLE})"
 
 
@@ -55,7 +61,7 @@ def read_seeds(path: str) -> list[Seed]:
         raise SeedsError(f"seeds file {path} is a table, which is not supported; {_GIVE}")
     text = read_text(Path(path), "seeds file", SeedsError, most=_LARGEST, remedy=_GIVE)
     # JSON lines in a file named .txt would otherwise become questions, braces included.
-    is_json = Path(path).suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
+    is_json = Path(path).suffix in _JSON or text.lstrip().startswith("{")
     if is_json:
         seeds = [_seed(path, line) for line in json_lines(text, path, SeedsError, _EXAMPLE)]
     else:
@@ -84,3 +90,47 @@ def _seed(path: str, line: Line) -> Seed:
     if reply is not None and not isinstance(reply, str):
         raise SeedsError(f'{path}, line {number}: "reply" must be a string; got {shortened(json.dumps(reply))}')
     return Seed(question.strip(), reply, values)
+
+
+# -- adding a seed ------------------------------------------------------------------------------------------------------
+
+
+def append_seed(path: Path, question: str, reply: str | None = None) -> None:
+    """Append a seed to a file of JSON lines, and wait until it is on the disk. The file is created if it is not there.
+
+    A file that is not a valid seeds file is not changed, and a line that could not be written completely is removed again.
+
+    Args:
+        path: the file.
+        question: the question.
+        reply: Optional. A reply to it. Default: none.
+
+    Raises:
+        SeedsError: the file is not a seeds file of JSON lines.
+        StorageError: it cannot be written.
+    """
+    line = safe_json({"question": question} if reply is None else {"question": question, "reply": reply})
+    if path.suffix.lower() not in _JSON:
+        raise SeedsError(f"{path} does not end in {' or '.join(_JSON)}; seeds are saved as JSON lines, such as my_seeds.jsonl")
+    if path.exists() and path.stat().st_size:
+        read_seeds(str(path))
+    try:
+        with open(path, "ab+", buffering=0) as file:  # a buffer would be written again when the file is closed
+            _append_line(file, line.encode())
+    except OSError as error:
+        raise as_storage_error(path, error) from error
+
+
+def _append_line(file: FileIO, line: bytes) -> None:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    data = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line + b"\n"
+    try:
+        if (file.write(data) or 0) < len(data):  # the disk became full in the middle
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError:
+        # Half a line would make the whole file unreadable.
+        with suppress(OSError):
+            file.truncate(end)
+        raise

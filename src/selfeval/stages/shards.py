@@ -8,7 +8,8 @@ results do not depend on which process computes a shard, or in which order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.judging.templates import Templates
 from selfeval.records import Drop
 from selfeval.rollout.engines import OwnEngine, RolloutEngine
-from selfeval.stages.terminal import Terminal
+from selfeval.stages.terminal import Bar, Terminal
 from selfeval.store import RunStore
 
 __all__ = [
@@ -29,18 +30,28 @@ __all__ = [
     "ModelHandle",
     "ShardOutput",
     "StageShards",
+    "Tell",
     "Work",
+    "computed",
+    "counting",
     "grow_shards",
     "map_shards",
 ]
 
 T = TypeVar("T")
 
+Tell = Callable[["Batch[Any]", float], None]
+"""Receives the share of a batch that is done, from 0 to 1."""
+
 START = "start"
 """Role that a later round starts from: the previous round's policy, frozen. Round 1 starts from the bare base."""
 
 
 # -- work ---------------------------------------------------------------------------------------------------------------
+
+
+def _ignore(share: float) -> None:
+    """Receive the share of a batch that is done where nobody shows it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class ModelHandle:
         start_folder: Optional. Saved role that the round starts from. Default: none, the round starts from the bare base.
         answers: Optional. Folder of the answers of a judge's server. Default: none, so no server may be asked.
         engine: samples the replies. Default: the engine on the backbone's own weights.
+        tell: receives the share of the batch that is done so far, from 0 to 1, to be shown. Default: nobody is told.
     """
 
     backbone: Backbone
@@ -60,6 +72,7 @@ class ModelHandle:
     start_folder: Path | None = None
     answers: Path | None = None
     engine: RolloutEngine = field(default_factory=OwnEngine)
+    tell: Callable[[float], None] = _ignore
 
     def start(self) -> str:
         """Load the role that the round starts from if needed, and return its name."""
@@ -109,8 +122,16 @@ class Work(Protocol[T]):
 class Executor(Protocol):
     """Calls the work, in this process or elsewhere."""
 
-    def map(self, work: Work[T], batches: Sequence[Batch[T]]) -> Iterator[tuple[Batch[T], ShardOutput]]:
-        """Yield each batch with its result as soon as it is finished, in any order."""
+    def map(
+        self, work: Work[T], batches: Sequence[Batch[T]], tell: Tell | None = None
+    ) -> Iterator[tuple[Batch[T], ShardOutput]]:
+        """Yield each batch with its result as soon as it is finished, in any order.
+
+        Args:
+            work: computes a batch.
+            batches: the batches.
+            tell: Optional. May be called with the share of a batch that is done so far. Default: nobody is told.
+        """
 
     def close(self) -> None:
         """Release everything that it started. Called at the end of the stage, also of one that failed."""
@@ -126,12 +147,51 @@ class InProcess:
 
     model: Callable[[], ModelHandle]
 
-    def map(self, work: Work[T], batches: Sequence[Batch[T]]) -> Iterator[tuple[Batch[T], ShardOutput]]:
+    def map(
+        self, work: Work[T], batches: Sequence[Batch[T]], tell: Tell | None = None
+    ) -> Iterator[tuple[Batch[T], ShardOutput]]:
         for batch in batches:
-            yield batch, work(self.model(), batch)
+            model = self.model()
+            yield batch, work(model if tell is None else replace(model, tell=partial(tell, batch)), batch)
 
     def close(self) -> None:
         """Do nothing: the model stays loaded for the next stages."""
+
+
+def counting(tell: Callable[[float], None], total: int) -> Callable[[int], None]:
+    """Return a callback that counts finished pieces, such as replies, and tells which share of `total` they are.
+
+    Example:
+        >>> advance = counting(print, 4)
+        >>> advance(1), advance(2)
+        0.25
+        0.75
+        (None, None)
+    """
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(min(1.0, done / max(total, 1)))
+
+    return advance
+
+
+def computed(
+    executor: Executor, work: Work[T], batches: Sequence[Batch[T]], bar: Bar
+) -> Iterator[tuple[Batch[T], ShardOutput]]:
+    """Yield each batch with its result, and move the bar by its records, as they are done."""
+    shares: dict[int, float] = {}  # of the batches in progress; an executor may compute several
+
+    def tell(batch: Batch[T], share: float) -> None:
+        shares[batch.index] = share * len(batch.records)
+        bar.within(sum(shares.values()))
+
+    for batch, output in executor.map(work, batches, tell):
+        yield batch, output
+        shares.pop(batch.index, None)
+        bar.advance(len(batch.records), sum(shares.values()))
 
 
 # -- shards -------------------------------------------------------------------------------------------------------------
@@ -177,9 +237,8 @@ def map_shards(stage: StageShards, items: Sequence[T], size: int, work: Work[T],
     left = [batch for batch in batches if not stage.has(batch.index)]
     done = len(items) - sum(len(batch.records) for batch in left)
     with stage.terminal.bar(stage.title or stage.name, len(items), done) as bar:
-        for batch, output in executor.map(work, left):
+        for batch, output in computed(executor, work, left, bar):
             stage.write(batch.index, output)
-            bar.advance(len(batch.records))
 
 
 def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Executor, *, wanted: int, most: int) -> list[T]:
@@ -188,7 +247,7 @@ def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Exec
     Args:
         stage: the stage.
         kind: class of its records.
-        work: computes a shard from all records so far.
+        work: computes a shard from all records so far; the share that it tells is that of the records that are missing.
         executor: calls the work.
         wanted: number of records.
         most: maximum number of shards.
@@ -204,10 +263,16 @@ def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Exec
         index += 1
     with stage.terminal.bar(stage.name, wanted, len(records)) as bar:
         while len(records) < wanted and index < most:
+            tell = partial(_within_missing, bar, wanted - len(records))
             # One batch at a time, because the next one reads these records.
-            for batch, output in executor.map(work, [Batch(index, tuple(records))]):
+            for batch, output in executor.map(work, [Batch(index, tuple(records))], tell):
                 stage.write(batch.index, output)
                 records += output.records
                 bar.advance(len(output.records))
             index += 1
     return records
+
+
+def _within_missing(bar: Bar, missing: int, batch: Batch[Any], share: float) -> None:
+    """Move the bar by a share of the missing records."""
+    bar.within(share * missing)

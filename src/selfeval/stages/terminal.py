@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from selfeval.stages.time_left import TimeLeft
 from selfeval.texts import visible
 
 __all__ = ["Bar", "Terminal"]
 
+_LOGGER = logging.getLogger(__name__)
 _PLAIN_SECONDS = 10.0
-"""Seconds between plain progress lines when standard error is not a terminal."""
+"""Seconds between plain progress lines in the log, and on standard error if it is not a terminal."""
+_REDRAWS = 4
+"""Redraws of a live bar per second."""
+_WIDEST, _NARROWEST = 28, 8
+"""Columns of a live bar. With less room than the narrowest there is no bar, only numbers."""
+_SHORTEST_FIGURES = 12
+"""Columns below which figures are left out rather than cut."""
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+def _shorter(name: str, text: str, room: int) -> str:
+    """Return a part of the bar in fewer columns, where it has something to leave out."""
+    if name == "left":
+        return text.removesuffix(" left")
+    if name == "figures" and room >= _SHORTEST_FIGURES:
+        return f"{text[: room - 1]}…"
+    return text
 
 
 class Bar:
@@ -38,48 +43,98 @@ class Bar:
 
     def __init__(self, terminal: Terminal, name: str, total: int, done: int) -> None:
         self._terminal, self.name, self.total, self.done = terminal, name, total, done
-        self._started, self._first, self._told = time.monotonic(), done, time.monotonic()
-        self._figures = ""
-        self._progress: Progress | None = None
+        self._started = self._told = time.monotonic()
+        self._time_left = TimeLeft(total, done, self._started)
+        self._within, self._figures = 0.0, ""
+        self._live: Live | None = None
         if terminal.is_live:
-            self._progress = Progress(
-                TextColumn("[bold]{task.description:<10}"),
-                BarColumn(bar_width=28),
-                MofNCompleteColumn(),
-                _Rate(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}", style="dim"),
-                console=terminal.console,
-                transient=True,
-            )
-            self._task = self._progress.add_task(name, total=total, completed=done, figures="")
-            self._progress.start()
+            # It asks `__rich_console__` for a new line at every redraw, so that the times move on without news.
+            self._live = Live(self, console=terminal.console, transient=True, refresh_per_second=_REDRAWS)
+            self._live.start()
 
-    def advance(self, count: int = 1) -> None:
+    def advance(self, count: int = 1, within: float = 0.0) -> None:
+        """Count finished units; `within` is what is done of others that are in progress."""
         self.done += count
-        if self._progress:
-            # A stage may finish more units than planned, and rich would show more than 100 %.
-            self._progress.update(self._task, completed=self.done, total=max(self.total, self.done))
-        elif not self._terminal.quiet and time.monotonic() - self._told > _PLAIN_SECONDS:
-            self._told = time.monotonic()
-            self._terminal.note(self._plain_line())
+        self.within(within)
+
+    def within(self, units: float) -> None:
+        """Show how much of the units in progress is done, such as 40.5 of the 512 questions of a shard."""
+        self._within = units
+        self._time_left.update(self._reached, time.monotonic())
+        if time.monotonic() - self._told > _PLAIN_SECONDS:
+            self._told, line = time.monotonic(), self._plain_line()
+            _LOGGER.debug(line)
+            if self._live is None:
+                self._terminal.show(line)
 
     def say(self, figures: str) -> None:
         self._figures = figures
-        if self._progress:
-            self._progress.update(self._task, figures=figures)
+
+    @property
+    def _reached(self) -> float:
+        """Units that are done, with the part of those in progress."""
+        return self.done + self._within
+
+    @property
+    def _count(self) -> str:
+        # A stage may finish more units than planned.
+        return f"{int(self._reached)}/{max(self.total, int(self._reached))}"
 
     def _plain_line(self) -> str:
-        seconds = time.monotonic() - self._started
-        # Units finished by an earlier process are not part of this process's speed.
-        rate = (self.done - self._first) / max(seconds, 1e-9)
-        left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if rate > 0 else ""
-        return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s{left} {self._figures}".rstrip()
+        left = self._time_left.words(time.monotonic())
+        parts = [self._count, f"{self._time_left.rate:.1f}/s", *([f"{left} left"] if left else [])]
+        return f"{self.name}: {', '.join(parts)} {self._figures}".rstrip()
+
+    # -- a live bar -----------------------------------------------------------------------------------------------------
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the bar as a single line, whatever the width: a wrapped line would leave its beginning behind."""
+        # The last column stays empty, because some terminals move to the next line when it is written.
+        yield self._line(console, options, options.max_width - 1)
+
+    def _line(self, console: Console, options: ConsoleOptions, width: int) -> Text:
+        shown, columns = self._fitting(width)
+        line = Text(self.name, style="bold")
+        if columns:
+            line.append(" ")
+            drawn = ProgressBar(max(self.total, self._reached), self._reached, width=columns)
+            for segment in console.render(drawn, options.update_width(columns)):
+                line.append(segment.text, segment.style)
+        for name in ("count", "share", "rate", "elapsed", "left", "figures"):
+            if name in shown:
+                line.append(f" {shown[name]}", "not bold dim" if name == "figures" else "not bold")
+        line.truncate(width, overflow="ellipsis")
+        return line
+
+    def _fitting(self, width: int) -> tuple[dict[str, str], int]:
+        """Return what is shown in so many columns, the most useful first, and the columns of the bar."""
+        shown, columns, room = {"count": self._count}, 0, width - len(self.name) - 1 - len(self._count)
+        for name, text in self._optional().items():
+            if len(text) >= room:
+                text = _shorter(name, text, room - 1)
+            if text and len(text) < room:
+                shown[name] = text
+                room -= len(text) + 1
+        if "bar" in shown:
+            columns = _NARROWEST + min(_WIDEST - _NARROWEST, max(0, room))
+        return shown, columns
+
+    def _optional(self) -> dict[str, str]:
+        """Return the parts that are left out where there is no room, the most useful first."""
+        now = time.monotonic()
+        left, minutes = self._time_left.words(now), int(now - self._started) // 60
+        return {
+            "left": f"{left} left" if left else "",
+            "bar": " " * _NARROWEST,
+            "share": f"{min(1.0, self._reached / self.total):.0%}" if self.total else "",
+            "figures": self._figures,
+            "rate": f"{self._time_left.rate:.1f}/s" if self._time_left.rate else "",
+            "elapsed": f"{minutes // 60}:{minutes % 60:02}:{int(now - self._started) % 60:02}",
+        }
 
     def close(self) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._live:
+            self._live.stop()
 
 
 class Terminal:
@@ -111,11 +166,15 @@ class Terminal:
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Show a spinner (or a line) during a step of unknown length."""
+        _LOGGER.info(what)
         if self.is_live:
-            with self.console.status(what):
+            # One line, as it is: a wrapped line or a path in brackets would be shown as something else.
+            shown = Text(visible(what))
+            shown.truncate(self.console.width - 4, overflow="ellipsis")
+            with self.console.status(shown):
                 yield
         else:
-            self.note(what)
+            self.show(what)
             yield
 
     def ask(self, question: str) -> bool:
@@ -126,7 +185,12 @@ class Terminal:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def note(self, text: str) -> None:
-        """Print one line for the user."""
+        """Print one line for the user, and write it to the log of the run if there is one."""
+        _LOGGER.info(text)
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """Print one line."""
         if not self.quiet:
             self._line(text)
 

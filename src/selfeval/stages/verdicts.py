@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
-from selfeval.config import CombinedConfig, VerdictsConfig
+from selfeval.config import AgreementConfig, CombinedConfig, VerdictsConfig
 from selfeval.judging.calibrated import rounded_judgement
 from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import UNFITTED, Comparison, JudgeFit, Judgement, state_of
@@ -23,7 +23,7 @@ from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, Labelled
 from selfeval.stages.judge_fit import Judged, calibrate, calibrated_verdict, estimate_accuracies, forget_fit, known_fit
 from selfeval.stages.judge_probe import forget_probe, probe_judge
-from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
+from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, counting, map_shards
 
 __all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "run"]
 
@@ -124,7 +124,16 @@ class JudgePairs:
             fit=self.fit,
         )
         with model.backbone.acting_as(BASE):
-            return judge.judge(comparisons)
+            return judge.judge(comparisons, counting(model.tell, len(comparisons) * _prompts_per_pair(self.config)))
+
+
+def _prompts_per_pair(config: VerdictsConfig) -> int:
+    """Return how many prompts a judge counts for a pair, at most: equal ones are judged once."""
+    settings = config.settings
+    if isinstance(settings, CombinedConfig):
+        return sum(map(_prompts_per_pair, config.members))
+    # The agreement judge votes on the question; others read two replies, or both orders of them.
+    return settings.votes if isinstance(settings, AgreementConfig) else 2 * config.votes
 
 
 def _take_given(context: Context, given: Given, questions: Sequence[Question]) -> None:

@@ -80,7 +80,7 @@ class RunStore:
     def _is_run(self) -> bool:
         """Whether the folder is a run, including one without run.json (lost, or killed before it was written)."""
         # A folder with nothing else was created by a process that was killed before its first write.
-        begun = (".lock", ".run.json.part")
+        begun = (".lock", ".run.json.part", "run.log")
         if (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir()):
             return True
         ours = any((self.root / name).is_file() for name in (".lock", "seeds.jsonl"))
