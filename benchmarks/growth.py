@@ -309,7 +309,7 @@ def main() -> None:
             figures |= dict(of_model(asked.rounds, asked.only, Path(home)))
         if not asked.only or "records" in asked.only:
             figures |= dict(of_records(asked.rounds, Path(home)))
-    write("growth", "python benchmarks/growth.py", {"growth": figures})
+    write("growth", f"python benchmarks/growth.py --rounds {asked.rounds}", {"growth": figures})
 
 
 if __name__ == "__main__":
