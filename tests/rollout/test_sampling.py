@@ -19,7 +19,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import generate
 from selfeval.rollout.requests import Request, Rollout
-from selfeval.rollout.sampling import Filters
+from selfeval.rollout.sampling import Filters, nucleus
 
 NEVER = float("-inf")
 SETTINGS: list[dict[str, Any]] = [
@@ -45,6 +45,12 @@ def theirs(logits_BV: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     for warper in warpers:
         logits_BV = warper(ids, logits_BV)
     return logits_BV.softmax(-1)
+
+
+def test_the_likeliest_token_stays_in_a_nucleus_that_is_0_in_fp32() -> None:
+    logprobs_BV = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    found_BV = nucleus(logprobs_BV, torch.tensor([5e-324]))
+    assert found_BV.isfinite().tolist() == [[False, True, False]]
 
 
 def test_each_row_has_the_distribution_that_transformers_has_with_its_settings() -> None:

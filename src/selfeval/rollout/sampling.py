@@ -119,7 +119,9 @@ def nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:
     sorted_BV, index_BV = logprobs_BV.sort(dim=-1, descending=True)
     # Probability of all likelier tokens. It is exactly 0 for the first, which therefore always stays.
     before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
-    outside_BV = (before_BV >= top_p_B[:, None]) & (top_p_B < 1)[:, None]
+    # A probability that is 0 in fp32 would leave out that one as well.
+    least_B = top_p_B.clamp_min(torch.finfo(top_p_B.dtype).tiny)
+    outside_BV = (before_BV >= least_B[:, None]) & (top_p_B < 1)[:, None]
     # The argsort of a permutation is its inverse: back to the order of the vocabulary.
     return sorted_BV.masked_fill(outside_BV, _NEVER).gather(1, index_BV.argsort(-1))
 
