@@ -62,6 +62,32 @@ def test_retry_undo_and_reset_change_the_conversation(model: RunModel) -> None:
     assert _exchanges(chat) == []
 
 
+def test_a_comparison_that_was_stopped_before_the_policy_replied_is_not_part_of_the_conversation(
+    model: RunModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = _chat(model, compare=True)
+    chat.run(["Why?"])
+    monkeypatch.setattr(Chat, "_show", lambda self, role, reply: bool(list(reply)) and role != "base")
+    chat.run(["How?"])
+    assert [question for question, _ in _exchanges(chat)] == ["Why?"]
+    assert "not part of the conversation" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_the_evaluator_compares_keeps_the_chat(
+    model: RunModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(self: Evaluator, *arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    chat = _chat(model, compare=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "compare", stopped)
+        chat.run(["Why?"])
+    assert _exchanges(chat) == []
+    chat.run(["How?"])
+    assert [question for question, _ in _exchanges(chat)] == ["How?"]
+
+
 def test_a_line_with_two_slashes_is_a_question(model: RunModel, capsys: pytest.CaptureFixture[str]) -> None:
     chat = _chat(model)
     chat.run(["//etc?", "  ", "/exit", "never asked"])
@@ -88,7 +114,7 @@ def test_questions_and_replies_are_saved_as_seeds(model: RunModel, tmp_path: Pat
     (_, (_, reply)) = _exchanges(chat)
     assert read_seeds(str(file)) == [Seed("Old?"), Seed("Why?"), Seed("How?", reply)]
     chat.run([f"/save {model.reader.folder}/seeds.jsonl"])
-    assert "is in the run folder, whose files belong to the run" in capsys.readouterr().out
+    assert "is in a run folder, whose files belong to the run" in capsys.readouterr().out
 
 
 def test_what_the_model_writes_cannot_control_the_terminal(model: RunModel, capsys: pytest.CaptureFixture[str]) -> None:

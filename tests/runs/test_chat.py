@@ -14,7 +14,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import DataError, InputError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.live import NewToken
-from selfeval.rollout.thinking import ReplyProgress
+from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 from selfeval.runs.chat import Conversation, Exchange, Sampling, Speaker, _TextSoFar, sampling_of
 from selfeval.runs.model import RunModel
 from selfeval.runs.policy import Policy
@@ -130,3 +130,35 @@ def test_a_character_waits_for_its_last_byte() -> None:
         seen.append(reply.stable())
     # A space waits as well: one at the end of a reply is left out.
     assert seen == ["n", "n", "né", "né", "né", "né", "né", "né 🙂", "né 🙂!"]
+
+
+def test_text_before_a_closing_marker_is_no_part_of_the_reply(model: RunModel) -> None:
+    reply = _speaker(model).reply(QUESTION)
+    before, after, close = (_ids(model, text) for text in ("well", "five", "tie"))
+    thinking = ThinkingTokens(opening=frozenset(), closing=frozenset([close]))
+    prompt = model.templates.prompt("reply", question=QUESTION)
+    reply._reply = _TextSoFar(model.templates, ReplyProgress(99, 99, prompt, thinking))
+    pieces = []
+    for token in (*before, *close, *after):
+        reply._reply.add(NewToken(token, 0.0))
+        pieces.append(reply._news(reply._reply.stable()))
+    pieces.append(reply._news(model.templates.text(after), is_last=True))
+    assert "".join(pieces).startswith("well")
+    assert "".join(pieces).endswith("\nfive")
+    assert reply.text == "five"
+
+
+def test_a_reply_that_is_cut_off_in_its_thinking_is_empty(model: RunModel) -> None:
+    reply = _speaker(model).reply(QUESTION)
+    begun, opening = _ids(model, "well"), _ids(model, "tie")
+    prompt = model.templates.prompt("reply", question=QUESTION)
+    progress = ReplyProgress(99, 99, prompt, ThinkingTokens(opening=frozenset([opening]), closing=frozenset()))
+    reply._reply = _TextSoFar(model.templates, progress)
+    for token in (*begun, *opening):
+        reply._reply.add(NewToken(token, 0.0))
+        reply._news(reply._reply.stable())
+    assert (reply._news("", is_last=True), reply.text) == ("", "")
+
+
+def _ids(model: RunModel, text: str) -> tuple[int, ...]:
+    return tuple(model.templates.tokenizer.encode(text, add_special_tokens=False))

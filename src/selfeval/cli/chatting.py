@@ -187,7 +187,7 @@ class Chat:
         }
 
     def run(self, lines: Iterable[str]) -> None:
-        """Reply to each line, or obey it if it begins with a slash; two slashes are a question that begins with one."""
+        """Reply to each line, or run it as a command if it begins with a slash; two slashes begin a question with one."""
         if self._is_live:
             self._greet()
         for line in lines:
@@ -200,6 +200,10 @@ class Chat:
                 if not self._is_live:
                     raise
                 self._say(f"Error: {error}")
+            except KeyboardInterrupt:  # while the evaluator compares, for example
+                if not self._is_live:
+                    raise
+                self._say("(stopped; the question is not part of the conversation)")
             if self._left:
                 return
 
@@ -236,8 +240,10 @@ class Chat:
         compared = self._compare(asked, replies) if self._evaluator and is_complete else None
         if self._settings.as_json:
             typer.echo(safe_json(_as_json(question, replies, compared)))
-        # Of a comparison, the policy's reply is the one that the conversation continues after.
-        self._keep(question, list(replies.values())[-1].text)
+        # The conversation continues after the reply of the last speaker: of a comparison, the policy's, which does not exist if
+        # that of the base was stopped.
+        last = replies.get(self._speakers[-1].role)
+        self._keep(question, last.text if last else "")
 
     def _keep(self, question: str, reply: str) -> None:
         from selfeval.runs.chat import Exchange
@@ -247,7 +253,7 @@ class Chat:
         if reply:
             self._conversation.exchanges.append(self._last)
         else:
-            self._say("(an empty reply, which is not part of the conversation)")
+            self._say("(no reply, so the question is not part of the conversation)")
 
     def _show(self, role: str, reply: StreamedReply) -> bool:
         """Print a reply while it is sampled; return False if it was stopped by Ctrl-C."""
@@ -298,8 +304,10 @@ class Chat:
         from selfeval.stages.seeds import append_seed
 
         path = _path(file) if file else self._seeds
-        if path.resolve().is_relative_to(self._folder.resolve()):
-            raise InputError(f"{path} is in the run folder, whose files belong to the run; pass another file")
+        around = path.resolve().parents
+        # The folder of a round is in that of its run.
+        if self._folder.resolve() in around or any((folder / "run.json").exists() for folder in around):
+            raise InputError(f"{path} is in a run folder, whose files belong to the run; pass another file")
         append_seed(path, question, reply)
         self._seeds = path
         self._say(f"saved to {path}")

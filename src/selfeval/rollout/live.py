@@ -13,6 +13,7 @@ step of the other rows.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -385,7 +386,11 @@ class LiveBatch:
                 raise InputError(
                     f"{name}: {value}; must be {f'at least {least}' if most is None else f'from {least} to {most}'}"
                 )
-        new = request.most(limit) + (self._thinking.limit or 0 if self._thinking else 0)
+        new = request.most(limit)
+        if self._thinking is not None:
+            # Thinking has the room that is left in the context, as in `generate`; the reply itself has to fit.
+            room = (self._backbone.loaded.context_length or sys.maxsize) - size
+            new = max(new, min(new + (self._thinking.limit or 0), room))
         if size + new > self._max_tokens:
             raise InputError(
                 f"a prompt of {size} tokens and a reply of up to {new} exceed the limit of {self._max_tokens} tokens for both; "

@@ -1,7 +1,7 @@
 """Chat with a role of a run: a conversation whose replies arrive in pieces while they are sampled.
 
-A reply is that of `Policy.reply` to the same conversation with the same seed. The chat template formats the turns, as in the
-run; a model without one is asked every question alone.
+Reply number i is reply i of `Policy.reply` to the same conversation with the same seed. The chat template formats the turns, as
+in the run; a model without one is asked every question alone.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ class StreamedReply:
         self._reply = _TextSoFar(model.templates, ReplyProgress(self._limit, self._room, prompt, model.thinking))
         self._errors: list[Exception] = []
         self.text, self.finished = "", False
+        self._hidden = 0
 
     @property
     def tokens(self) -> int:
@@ -181,15 +182,20 @@ class StreamedReply:
             raise error
         assert ticket.rollout is not None, "a request that is neither waiting nor running has ended"
         self.finished = ticket.rollout.finished
-        yield self._news(model.templates.text(ticket.rollout.reply_ids))
+        yield self._news(model.templates.text(ticket.rollout.reply_ids), is_last=True)
 
-    def _news(self, text: str) -> str:
+    def _news(self, text: str, *, is_last: bool = False) -> str:
         """Return the part of the text that was not yielded yet."""
-        # A tokenizer may change the last characters when more follow; they wait until it does not.
-        if not text.startswith(self.text):
+        hidden = self._reply.hidden
+        if text.startswith(self.text):
+            news = text[len(self.text) :]
+        elif is_last or (hidden != self._hidden and not self.is_thinking):
+            # The text before a closing marker turned out to be thinking, so the reply begins again, on a new line.
+            news = f"\n{text}" if text or not is_last else ""
+        else:
+            # A tokenizer may change the last characters when more follow; they wait until it does not.
             return ""
-        news = text[len(self.text) :]
-        self.text = text
+        self.text, self._hidden = text, hidden
         return news
 
 
@@ -201,12 +207,12 @@ def _limits(model: RunModel, prompt: Prompt, limit: int) -> tuple[int, int]:
     """
     thinking, context = _thinking_limit(model.thinking), model.backbone.loaded.context_length
     room = limit + thinking if context is None else min(limit + thinking, context - len(prompt.ids))
-    if room - thinking < 1:
+    if room < 1:
         raise InputError(
             f"the conversation has {len(prompt.ids)} tokens, which leaves no room for a reply in this model's context of "
             f"{context}; remove turns (/undo), or begin again (/reset)"
         )
-    return room - thinking, room
+    return min(limit, room), room
 
 
 def _thinking_limit(thinking: ThinkingTokens | None) -> int:
@@ -224,10 +230,15 @@ class _TextSoFar:
         self.ids.append(token.id)
         self.progress.add(token.id)
 
+    @property
+    def hidden(self) -> int:
+        """Number of leading tokens that are thinking, as far as is known."""
+        return self.progress.hidden(finished=False)
+
     def stable(self) -> str:
         """Return the text without what later tokens may change: the beginning of a character, and whitespace at the end."""
         if self.progress.is_open:
             return ""
-        reply = self.ids[self.progress.hidden(finished=False) :]
+        reply = self.ids[self.hidden :]
         # A tokenizer decodes the bytes of an incomplete character to U+FFFD, as many as it likes.
         return self._templates.text(tuple(reply)).rstrip("\ufffd").rstrip()

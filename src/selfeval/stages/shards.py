@@ -64,7 +64,7 @@ class ModelHandle:
         start_folder: Optional. Saved role that the round starts from. Default: none, the round starts from the bare base.
         answers: Optional. Folder of the answers of a judge's server. Default: none, so no server may be asked.
         engine: samples the replies. Default: the engine on the backbone's own weights.
-        tell: receives the share of the batch that is done so far, from 0 to 1, to be shown. Default: nobody is told.
+        tell: receives the share of the batch that is done so far, from 0 to 1, to be shown. Default: progress is not reported.
     """
 
     backbone: Backbone
@@ -130,7 +130,7 @@ class Executor(Protocol):
         Args:
             work: computes a batch.
             batches: the batches.
-            tell: Optional. May be called with the share of a batch that is done so far. Default: nobody is told.
+            tell: Optional. May be called with the share of a batch that is done so far. Default: progress is not reported.
         """
 
     def close(self) -> None:
