@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from processes import environment
 from served import TOKEN, serving
 from toy import ToyRun
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed"),
+]
 
 # Its plugin is disabled in pyproject.toml, because every start of pytest would import it: here it runs as its own command.
 RUN = "from schemathesis.cli import schemathesis; schemathesis()"
