@@ -37,8 +37,8 @@ async def embeddings(body: EmbeddingBody, request: Request) -> JSONResponse:
     rows = [_ids(service, one) for one in body.inputs]
     backbone, batch_tokens = service.run.model.backbone, service.run.model.config.backbone.batch_tokens
     tokens = sum(map(len, rows))
-    service.metrics.tokens.labels("embedded").inc(tokens)
     with service.admitted(scorings=1):
+        service.metrics.tokens.labels("embedded").inc(tokens)
         future = asyncio.wrap_future(service.worker.call(lambda: embed(backbone, rows, batch_tokens)))
         vectors = await unless_gone(request, _awaited(future))
     data = [

@@ -1,4 +1,4 @@
-"""What every request passes before its endpoint: host, token, drain, size of the body; and what is counted about it."""
+"""Admission of requests: host, token, drain, size of the body; and their count in the metrics."""
 
 from __future__ import annotations
 

@@ -33,14 +33,14 @@ class Spec:
         role: role that replies.
         requests: one per reply.
         seed: seed of all of them; `Request.stream` tells them apart.
-        limit: maximum number of new tokens of a reply.
+        limits: maximum number of new tokens of each reply.
         top: number of likeliest tokens to report for each token; None: no log-probs are read.
     """
 
     role: str
     requests: Sequence[Request]
     seed: int
-    limit: int
+    limits: Sequence[int]
     top: int | None = None
 
 
@@ -118,7 +118,7 @@ def _sampling(spec: Spec, index: int, post: Callable[[Event], None], tokens: boo
         role=spec.role,
         request=spec.requests[index],
         seed=spec.seed,
-        limit=spec.limit,
+        limit=spec.limits[index],
         top=spec.top or 0,
         on_token=(lambda token: post(Event(index, token=token))) if tokens else None,
         on_end=lambda rollout: post(Event(index, rollout=rollout)),

@@ -1,4 +1,4 @@
-"""What the endpoints share: the run, its worker, the limits, and the admission of work."""
+"""State shared by the endpoints: the run, its worker, the limits, and the admission of work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST_WAIT = 60
 
 @dataclass
 class Service:
-    """What the endpoints share.
+    """State shared by the endpoints.
 
     Attributes:
         run, worker, limits, metrics: see their classes.
@@ -121,7 +121,7 @@ class Service:
         Args:
             name: parameter that holds the prompt.
             prompt: the prompt.
-            wanted: the limit of the request; None: that of the run's replies, or what the context has room for.
+            wanted: the limit of the request; None: that of the run's replies with their thinking, or the room in the context.
 
         Raises:
             ApiError: 400, the prompt is too long, or the limit is too high.
@@ -140,7 +140,7 @@ class Service:
                 "context_length_exceeded",
                 param=name,
             )
-        return min(self.run.reply_limit() or most, most, room) if wanted is None else wanted
+        return min(self.run.reply_limit or most, most, room) if wanted is None else wanted
 
     # -- admission ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Service:
         Raises:
             ApiError: 429, the queue is full.
         """
-        if self.rows + rows > self.limits.rows or self.scorings + scorings > self.limits.queue:
+        if self.rows + rows > self.limits.rows or self.scorings + scorings > self.limits.scorings:
             wait = min(_LONGEST_WAIT, max(1, math.ceil(self.typical_seconds)))
             message = f"the queue is full ({self.limits.queue:,} requests, --queue); retry after {wait} s"
             raise ApiError(429, message, "queue_full", headers={"Retry-After": str(wait)})

@@ -194,7 +194,7 @@ class Worker:
                 on_end=ended,
                 on_error=failed,
             )
-        except Exception as error:  # reported to the client; the thread must go on
+        except Exception as error:  # reported to the client; the thread must continue
             _log(error)
             failed(error)
 
