@@ -98,6 +98,25 @@ def test_an_idle_server_without_a_queue_scores(run: ServedRun) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", chat("x" * 1_000_000)),
+        ("completions", {"model": "base", "prompt": ["x", "x" * 1_000_000]}),
+        ("embeddings", {"model": "base", "input": "x" * 1_000_000}),
+        ("score", {"question": "x" * 1_000_000, "replies": ["x"]}),
+        ("score", {"question": "x", "replies": ["x" * 1_000_000]}),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    path: str, body: dict[str, Any], service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "tokenized", None)
+    found = post(service, path, body)
+    assert found.status_code == 400
+    assert "has 1,000,000 characters, but 2,048 tokens (--max-prompt-tokens) have at most" in found.json()["error"]["message"]
+
+
 # -- errors -------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -18,7 +19,7 @@ from selfeval.runs.conversations import AnyQuestion, check_conversations, questi
 from selfeval.serve.api_errors import ApiError, api_error_from
 from selfeval.serve.bodies import ChatBody, CompletionBody
 from selfeval.serve.formats import ChatFormat, CompletionFormat, Format
-from selfeval.serve.replies import Event, Spec, replies_to, sampled, unless_gone
+from selfeval.serve.replies import Event, SampledReply, Spec, replies_to, sampled, unless_gone
 from selfeval.serve.reply_text import Piece, ReplyText
 from selfeval.serve.scores import DIGITS
 from selfeval.serve.service import Service, service_of
@@ -54,10 +55,9 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Reply to a conversation that ends with a message of the user."""
     service = service_of(request)
     role = service.check_replier(body.model)
-    turns: AnyQuestion = [message.as_turn for message in body.messages]
-    question = question_from(turns)
-    check_conversations(service.run.model.templates, [question])
-    prompt = service.run.model.templates.reply_prompt(question)
+    turns = [message.as_turn for message in body.messages]
+    service.check_characters("messages", *(turn["content"] for turn in turns))
+    prompt = await service.tokenized(lambda: _chat_prompt(service, turns))
     limit = service.reply_tokens("messages", prompt, body.max_completion_tokens or body.max_tokens)
     spec = _spec(service, body, role, [prompt], [limit])
     format = ChatFormat(service.run, body.top)
@@ -70,7 +70,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     service = service_of(request)
     role = service.check_replier(body.model)
     service.check_count("prompt", len(body.prompts), service.limits.texts, "--max-texts")
-    prompts = [_raw_prompt(service, prompt) for prompt in body.prompts]
+    service.check_characters("prompt", *(prompt for prompt in body.prompts if isinstance(prompt, str)))
+    prompts = await service.tokenized(lambda: [_raw_prompt(service, prompt) for prompt in body.prompts])
     limits = [service.reply_tokens("prompt", prompt, body.max_tokens) for prompt in prompts]
     spec = _spec(service, body, role, prompts, limits)
     questions = [prompt if isinstance(prompt, str) else _decoded(service, prompt) for prompt in body.prompts]
@@ -78,6 +79,12 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         questions_from(questions)  # the evaluator refuses an empty question, and should do so before the replies are sampled
     format = CompletionFormat(service.run, body.top)
     return await _respond(service, request, _Asked(body, prompts, questions, spec, format, chat=False))
+
+
+def _chat_prompt(service: Service, turns: AnyQuestion) -> Prompt:
+    question, templates = question_from(turns), service.run.model.templates
+    check_conversations(templates, [question])
+    return templates.reply_prompt(question)
 
 
 def _raw_prompt(service: Service, prompt: str | list[int]) -> Prompt:
@@ -134,8 +141,7 @@ async def _respond(service: Service, request: Request, asked: _Asked) -> Respons
         return StreamingResponse(await _started(service, request, asked), media_type="text/event-stream")
     with service.admitted(rows=len(asked.spec.requests)):
         service.metrics.tokens.labels("prompt").inc(asked.prompt_tokens)
-        body = await unless_gone(request, _whole(service, asked))
-    return JSONResponse(body)
+        return await unless_gone(request, _whole(service, asked))
 
 
 def _reply_text(service: Service, asked: _Asked, index: int) -> ReplyText:
@@ -148,25 +154,36 @@ def _reply_text(service: Service, asked: _Asked, index: int) -> ReplyText:
 # -- whole responses ----------------------------------------------------------------------------------------------------
 
 
-async def _whole(service: Service, asked: _Asked) -> dict[str, Any]:
-    texts: list[tuple[ReplyText, Piece]] = []
+async def _whole(service: Service, asked: _Asked) -> Response:
     replies = await replies_to(service.worker, asked.spec)
     completion = sum(len(reply.ended.ids) for reply in replies)
     service.metrics.tokens.labels("completion").inc(completion)
+    # In other threads: the log-probs of many tokens take seconds, in which the loop would answer nobody.
+    texts = await asyncio.to_thread(_texts, service, asked, replies)
+    extras: list[dict[str, Any]] = [{} for _ in texts]
+    order = list(range(len(texts)))
+    if asked.body.best_of is not None:
+        order, extras = await _ranked(service, asked, [piece.text for _, piece in texts])
+
+    def response() -> JSONResponse:
+        choices = [
+            {**asked.format.choice(*texts[i]), "index": index, "finish_reason": texts[i][0].finish_reason, **extras[i]}
+            for index, i in enumerate(order)
+        ]
+        head = _head(service, asked, asked.format.kind)
+        return JSONResponse({**head, "choices": choices, "usage": _usage(asked, completion)})
+
+    return await asyncio.to_thread(response)
+
+
+def _texts(service: Service, asked: _Asked, replies: Sequence[SampledReply]) -> list[tuple[ReplyText, Piece]]:
+    texts: list[tuple[ReplyText, Piece]] = []
     for index, reply in enumerate(replies):
         text = _reply_text(service, asked, index)
         if reply.ids:
             text.reply = reply
         texts.append((text, text.end(reply.ended)))
-    extras: list[dict[str, Any]] = [{} for _ in texts]
-    order = list(range(len(texts)))
-    if asked.body.best_of is not None:
-        order, extras = await _ranked(service, asked, [piece.text for _, piece in texts])
-    choices = [
-        {**asked.format.choice(*texts[i]), "index": index, "finish_reason": texts[i][0].finish_reason, **extras[i]}
-        for index, i in enumerate(order)
-    ]
-    return {**_head(service, asked, asked.format.kind), "choices": choices, "usage": _usage(asked, completion)}
+    return texts
 
 
 async def _ranked(service: Service, asked: _Asked, texts: Sequence[str]) -> tuple[list[int], list[dict[str, Any]]]:

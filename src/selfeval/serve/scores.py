@@ -108,7 +108,9 @@ async def _scored(
 ) -> tuple[list[float], int]:
     """Score replies; return the scores, and the number of tokens of questions and replies."""
     service.check_count(name, len(asked), service.limits.texts, "--max-texts")
-    tokens = _check_lengths(service, name, asked)
+    service.check_characters("question", *(question_from(question).text for question, _ in asked))
+    service.check_characters(name, *(reply for _, reply in asked))
+    tokens = await service.tokenized(lambda: _check_lengths(service, name, asked))
     with service.admitted(scorings=1):
         service.metrics.tokens.labels("scored").inc(tokens)
         work = service.scores([question for question, _ in asked], [reply for _, reply in asked])

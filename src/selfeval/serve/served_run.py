@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role
@@ -17,10 +19,26 @@ from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.training.context import POLICY
 from selfeval.training.evaluator import EVALUATOR
 
-__all__ = ["SCORER", "ServedRun"]
+__all__ = ["SCORER", "ServedRun", "TokenTexts"]
 
 SCORER = "evaluator"
 """Name of the evaluator among the models."""
+
+
+class TokenTexts(dict[int, str]):
+    """The text of each token by its id, decoded when it is first read.
+
+    Args:
+        tokenizer: decodes the tokens.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        self[token] = text = str(self._tokenizer.decode([token]))
+        return text
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,16 @@ class ServedRun:
     def names(self) -> list[str]:
         """Names of all models."""
         return [*self.guides, *([SCORER] if self.evaluator else [])]
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """Texts of single tokens, for log-probs."""
+        return TokenTexts(self.model.templates.tokenizer)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Number of characters of the longest entry of the vocabulary."""
+        return max(map(len, self.model.templates.tokenizer.get_vocab()))
 
     @property
     def context(self) -> int | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -22,6 +24,8 @@ from selfeval.serve.worker import Worker
 from selfeval.texts import safe_json, shortened
 
 __all__ = ["Service", "service_of"]
+
+R = TypeVar("R")
 
 _LONGEST_WAIT = 60
 """Maximum seconds in Retry-After."""
@@ -47,6 +51,10 @@ class Service:
     rows: int = 0
     scorings: int = 0
     typical_seconds: float = 1.0
+    # A single thread: a tokenizer is not safe to use in several.
+    _tokenizing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "selfeval-tokenizer"), init=False, repr=False
+    )
 
     # -- models ---------------------------------------------------------------------------------------------------------
 
@@ -114,6 +122,21 @@ class Service:
         if len(ids) > self.limits.prompt_tokens:
             message = f"{name} has {len(ids):,} tokens, the limit is {self.limits.prompt_tokens:,} (--max-prompt-tokens)"
             raise ApiError(400, message, "context_length_exceeded", param=name)
+
+    def check_characters(self, name: str, *texts: str) -> None:
+        """Refuse a text that has more tokens than a prompt may have, whatever they are, before it is tokenized.
+
+        Raises:
+            ApiError: 400.
+        """
+        tokens, characters = self.limits.prompt_tokens, max(map(len, texts), default=0)
+        if characters > (most := tokens * self.run.longest_token):
+            message = f"{name} has {characters:,} characters, but {tokens:,} tokens (--max-prompt-tokens) have at most {most:,}"
+            raise ApiError(400, message, "context_length_exceeded", param=name)
+
+    async def tokenized(self, work: Callable[[], R]) -> R:
+        """Call a function that tokenizes in a thread of its own, so that long texts do not delay other requests."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
 
     def reply_tokens(self, name: str, prompt: Prompt, wanted: int | None) -> int:
         """Return the token limit of a reply to a prompt.
