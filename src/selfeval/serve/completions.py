@@ -128,7 +128,9 @@ def _spec(
         for index in range(body.sampled)
     ]
     seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64
-    return Spec(role, requests, seed, [limit for limit in limits for _ in range(body.sampled)], body.top)
+    return Spec(
+        role, requests, seed, [limit for limit in limits for _ in range(body.sampled)], body.top, isinstance(body, ChatBody)
+    )
 
 
 def _temperature(value: float | None) -> float:

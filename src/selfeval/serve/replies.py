@@ -35,6 +35,7 @@ class Spec:
         seed: seed of all of them; `Request.stream` tells them apart.
         limits: maximum number of new tokens of each reply.
         top: number of likeliest tokens to report for each token; None: no log-probs are read.
+        thinks: whether a chain of thought is recognized, in which stop strings do not end the reply.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Spec:
     seed: int
     limits: Sequence[int]
     top: int | None = None
+    thinks: bool = True
 
 
 @dataclass
@@ -120,6 +122,7 @@ def _sampling(spec: Spec, index: int, post: Callable[[Event], None], tokens: boo
         seed=spec.seed,
         limit=spec.limits[index],
         top=spec.top or 0,
+        thinks=spec.thinks,
         on_token=(lambda token: post(Event(index, token=token))) if tokens else None,
         on_end=lambda rollout: post(Event(index, rollout=rollout)),
         on_error=lambda error: post(Event(index, error=error)),

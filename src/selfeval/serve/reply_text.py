@@ -117,7 +117,7 @@ class ReplyText:
     @property
     def finish_reason(self) -> str:
         """`stop` or `length`."""
-        # The engine does not look for stop strings in a thinking, which the continuation of a text may contain.
+        # Without special tokens, which the engine decodes, a text may contain a stop string that the engine did not find.
         return "stop" if self.reply.ended.finished or self._stream.stopped else "length"
 
     @property

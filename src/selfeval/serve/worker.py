@@ -45,6 +45,7 @@ class Sampling:
         seed: seed of its random stream.
         limit: maximum number of new tokens.
         top: number of likeliest tokens to report.
+        thinks: whether a chain of thought is recognized.
         on_token, on_end, on_error: callbacks.
     """
 
@@ -53,6 +54,7 @@ class Sampling:
     seed: int
     limit: int
     top: int
+    thinks: bool
     on_token: Callable[[NewToken], None] | None
     on_end: Callable[[Rollout], None]
     on_error: Callable[[Exception], None]
@@ -221,6 +223,7 @@ class Worker:
                 seed=sampling.seed,
                 limit=sampling.limit,
                 top=sampling.top,
+                thinks=sampling.thinks,
                 on_token=sampling.on_token,
                 on_end=ended,
                 on_error=failed,
