@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from selfeval.serve.embeddings import embedded_parts
 from selfeval.serve.limits import Limits
 from selfeval.serve.worker import Worker
 
@@ -86,3 +87,10 @@ def test_calls_take_turns_and_end_when_they_are_cancelled() -> None:
         assert (a.result(10), b.result(10)) == ([None] * 3, [None, True])
         assert worker.call([lambda: 5]).result(10) == [5]
     assert done == ["a0", "b0", "c0", "a1", "a2"]
+
+
+def test_inputs_to_embed_are_split_by_their_padded_tokens() -> None:
+    rows = [[1] * length for length in (5, 3, 9, 1, 12)]
+    parts = embedded_parts(rows, most=10)
+    # 5 and 3 are padded to 2 * 5 tokens, 9 and 1 would be to 2 * 9, and 12 is more than the limit alone.
+    assert [[len(row) for row in part] for part in parts] == [[5, 3], [9], [1], [12]]

@@ -21,7 +21,7 @@ from selfeval.serve.bodies import EmbeddingBody
 from selfeval.serve.replies import unless_gone
 from selfeval.serve.service import Service, service_of
 
-__all__ = ["embed", "router"]
+__all__ = ["embed", "embedded_parts", "router"]
 
 router = APIRouter(tags=["embeddings"])
 
@@ -41,7 +41,7 @@ async def embeddings(body: EmbeddingBody, request: Request) -> JSONResponse:
     tokens = sum(map(len, rows))
     with service.admitted(scorings=1):
         service.metrics.tokens.labels("embedded").inc(tokens)
-        steps = [partial(embed, backbone, part, batch_tokens) for part in _parts(rows, batch_tokens)]
+        steps = [partial(embed, backbone, part, batch_tokens) for part in embedded_parts(rows, batch_tokens)]
         future = asyncio.wrap_future(service.worker.call(steps))
         vectors = np.concatenate(await unless_gone(request, _awaited(future)))
     return await asyncio.to_thread(_response, vectors, body.encoding_format, tokens)
@@ -51,8 +51,8 @@ async def _awaited(future: asyncio.Future[list[np.ndarray]]) -> list[np.ndarray]
     return await future
 
 
-def _parts(rows: Sequence[Sequence[int]], most: int) -> list[list[Sequence[int]]]:
-    """Return rows in parts of at most a number of padded tokens, or of a single row."""
+def embedded_parts(rows: Sequence[Sequence[int]], most: int) -> list[list[Sequence[int]]]:
+    """Split rows into parts of at most `most` padded tokens, or of a single row; other requests take turns between them."""
     parts: list[list[Sequence[int]]] = []
     for row in rows:
         if parts and max(map(len, (*parts[-1], row))) * (len(parts[-1]) + 1) <= most:
