@@ -51,7 +51,7 @@ class Service:
     rows: int = 0
     scorings: int = 0
     typical_seconds: float = 1.0
-    # A single thread: a tokenizer is not safe to use in several.
+    # A single thread, so that long texts take one core from the models at most.
     _tokenizing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "selfeval-tokenizer"), init=False, repr=False
     )
