@@ -142,6 +142,20 @@ def test_thinking_has_its_limit_and_is_hidden() -> None:
     assert any(client.replies[0].thinking_ids for client in clients)
 
 
+def test_a_request_can_do_without_thinking() -> None:
+    """Its stop string ends it inside of what is a chain of thought to the others, and its limit is that of all tokens."""
+    backbone, thinking = trained("llama", eos=()), ThinkingTokens(frozenset({5, 6}), frozenset({9, 10}), 6)
+    batch = LiveBatch(backbone, "policy", places=8, max_tokens=24, thinking=thinking)
+    requests = [Request(Prompt((7, 5))), Request(Prompt((7, 5)), stop_strings=(">", "+"))]
+    clients = [Client(batch, requests[seed % 2], seed, thinks=False) for seed in range(6)]
+    others = [Client(batch, requests[seed % 2], seed) for seed in range(6)]
+    finish(batch)
+    for client, other in zip(clients, others, strict=True):
+        client.check(alone(backbone, client.request, client.seed))
+        other.check(alone(backbone, other.request, other.seed, thinking=thinking))
+    assert any(c.replies[0].finished and not o.replies[0].finished for c, o in zip(clients, others, strict=True))
+
+
 def test_the_likeliest_tokens_are_reported_at_the_temperature_of_the_request() -> None:
     backbone = trained("llama")
     batch = LiveBatch(backbone, "policy", places=3, max_tokens=24)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.responses import StreamingResponse
 from typer.testing import CliRunner
 
 from processes import selfeval
 from selfeval.cli import serving
 from selfeval.cli.app import app
-from selfeval.serve.gate import Access, is_loopback
+from selfeval.serve import gate
+from selfeval.serve.gate import Access, Gate, is_loopback
+from selfeval.serve.metrics import Metrics
 from toy import ToyRun
 
 
@@ -76,3 +81,35 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     found = selfeval("serve", str(tmp_path))
     assert found.returncode == 2
     assert "Error:" in found.stderr
+
+
+def test_a_stream_ends_if_its_client_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_STALLED_SECONDS", 0.05)
+    closed = []
+
+    async def lines() -> Any:
+        try:
+            while True:
+                yield "data"
+        finally:
+            closed.append(True)
+
+    async def read() -> None:
+        worker: Any = None
+        found = Gate(StreamingResponse(lines()), Access(None, loopback=False), 100, Metrics(worker))
+        never = asyncio.Event()
+
+        async def receive() -> Any:
+            await never.wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await never.wait()
+
+        scope = {"type": "http", "path": "/v1/completions", "headers": [], "asgi": {"version": "3.0", "spec_version": "2.3"}}
+        await asyncio.wait_for(found(scope, receive, send), 10)
+        await asyncio.sleep(0.05)  # the generator is closed by the loop
+        assert found.active == 0
+
+    asyncio.run(read())
+    assert closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from selfeval.serve.api_errors import ApiError
 from selfeval.serve.limits import Limits
 from selfeval.serve.served_run import ServedRun
 from selfeval.serve.service import Service
+from selfeval.store import write_sealed
 from toy import ToyRun
 
 
@@ -47,3 +49,32 @@ def test_another_role_without_a_head_replies_too(copy: Path) -> None:
     run = ServedRun.load(copy)
     assert run.names == ["policy", "base", "earlier", "evaluator"]
     assert "earlier" in run.model.backbone.roles.names
+
+
+# -- the token limit of replies -----------------------------------------------------------------------------------------
+
+
+def _set_replies(folder: Path, **values: Any) -> Path:
+    run = json.loads((folder / "run.json").read_text("utf-8"))
+    run["config"]["replies"].update(values)
+    write_sealed(folder / "run.json", run)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({"max_new_tokens": 48}, 48),
+        ({"max_new_tokens": 48, "max_thinking_tokens": 100}, 148),
+        ({"max_new_tokens": "auto"}, None),
+    ],
+)
+def test_the_limit_of_replies_includes_their_thinking(settings: dict[str, Any], limit: int | None, copy: Path) -> None:
+    assert ServedRun.load(_set_replies(copy, **settings)).reply_limit == limit
+
+
+def test_a_damaged_limit_of_replies_is_refused_when_the_run_is_loaded(copy: Path) -> None:
+    _set_replies(copy, max_new_tokens="auto")
+    (copy / "replies" / "limit.json").write_text("{", "utf-8")
+    with pytest.raises(RunFolderError, match=r"limit\.json"):
+        ServedRun.load(copy)

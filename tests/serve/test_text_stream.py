@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfeval.serve.text_stream import TextStream
+from selfeval.serve.text_stream import GrowingText, TextStream
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -72,3 +72,18 @@ def test_pieces_add_up_to_the_whole_and_contain_no_stop_string(text: str, stops:
 @pytest.mark.parametrize("stops", [[], ["zz"]])
 def test_what_was_sent_is_never_sent_again(stops: list[str]) -> None:
     assert "".join(streamed(b"abcabc", stops)) == "abcabc"
+
+
+@given(text=st.text(alphabet="ab \n😀é", max_size=60), step=st.integers(1, 40))
+def test_a_growing_text_is_that_of_all_tokens(text: str, step: int) -> None:
+    data, growing = text.encode(), GrowingText(decode)
+    for length in range(0, len(data) + 1, step):
+        assert growing.of(data[:length]) == decode(data[:length])
+
+
+def test_a_growing_text_decodes_a_few_tokens_at_a_time() -> None:
+    decoded: list[int] = []
+    growing = GrowingText(lambda ids: decoded.append(len(ids)) or decode(ids))  # type: ignore[func-returns-value]
+    for length in range(1, 1001):
+        growing.of(b"x" * length)
+    assert max(decoded) <= 40

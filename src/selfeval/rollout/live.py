@@ -122,7 +122,7 @@ class LiveBatch:
         max_tokens: maximum tokens of a prompt with its reply. The cache has room for `places` such rows and an eighth more, and
             is allocated once, when the first request joins.
         guide: optional value guidance of every reply.
-        thinking: optional markers of a chain of thought, and its limit.
+        thinking: optional markers of a chain of thought, and its limit; a request can do without (`add`).
 
     Raises:
         InputError: a size is not positive.
@@ -200,6 +200,7 @@ class LiveBatch:
         seed: int,
         limit: int,
         top: int = 0,
+        thinks: bool = True,
         on_token: Callable[[NewToken], None] | None = None,
         on_end: Callable[[Rollout], None] | None = None,
         on_error: Callable[[Exception], None] | None = None,
@@ -211,6 +212,7 @@ class LiveBatch:
             seed: sampling seed, from 0 to 2**64 - 1.
             limit: maximum number of new tokens.
             top: number of likeliest tokens to return with each token. Default: 0.
+            thinks: recognize a chain of thought by the markers of the batch. False: all tokens are the reply. Default: True.
             on_token: Optional. Is called with each sampled token, the end-of-sequence token included.
             on_end: Optional. Is called with the reply, after the callback for its last token.
             on_error: Optional. Is called if the request fails: with a MemoryLimitError if it does not fit in memory alone, or
@@ -220,8 +222,9 @@ class LiveBatch:
             InputError: an argument is out of range, or the prompt with the reply exceeds `max_tokens`.
             ModelError: the prompt has an image.
         """
-        self._check(request, seed, limit, top)
-        row = Row(self._backbone, request, limit, self._thinking, top=top)
+        thinking = self._thinking if thinks else None
+        self._check(request, seed, limit, top, thinking)
+        row = Row(self._backbone, request, limit, thinking, top=top)
         ticket = Ticket(row, seed, _Callbacks(on_token, on_end, on_error))
         self._waiting.append(ticket)
         return ticket
@@ -372,7 +375,7 @@ class LiveBatch:
         except MemoryLimitError as error:
             self._waiting.popleft().close(error=error)
 
-    def _check(self, request: Request, seed: int, limit: int, top: int) -> None:
+    def _check(self, request: Request, seed: int, limit: int, top: int, thinking: ThinkingTokens | None) -> None:
         """Refuse a request that cannot be answered."""
         refuse_images(self._backbone, [request.prompt])
         size, vocabulary = len(request.prompt.ids), self._backbone.output_head.vocabulary
@@ -387,10 +390,10 @@ class LiveBatch:
                     f"{name}: {value}; must be {f'at least {least}' if most is None else f'from {least} to {most}'}"
                 )
         new = request.most(limit)
-        if self._thinking is not None:
+        if thinking is not None:
             # Thinking has the room that is left in the context, as in `generate`; the reply itself has to fit.
             room = (self._backbone.loaded.context_length or sys.maxsize) - size
-            new = max(new, min(new + (self._thinking.limit or 0), room))
+            new = max(new, min(new + (thinking.limit or 0), room))
         if size + new > self._max_tokens:
             raise InputError(
                 f"a prompt of {size} tokens and a reply of up to {new} exceed the limit of {self._max_tokens} tokens for both; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from selfeval.errors import InputError, MemoryLimitError, NotFiniteError
+from selfeval.errors import InputError, MemoryLimitError, NotFiniteError, RunFolderError, StorageError
 from selfeval.serve.bodies import NEUTRAL
 from selfeval.texts import safe_json, shortened
 
 __all__ = ["ApiError", "ErrorBody", "api_error_from", "error_response", "handle_errors"]
 
+_LOG = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -65,13 +67,16 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def api_error_from(error: Exception) -> ApiError:
-    """Return what a client receives for an exception; the message of a bug stays on the server."""
+    """Return the error that a client receives; messages about bugs and about files of the server stay in its log."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, MemoryLimitError):
         return ApiError(503, str(error), "out_of_memory")
     if isinstance(error, NotFiniteError):
         return ApiError(500, str(error), "not_finite")
+    if isinstance(error, (RunFolderError, StorageError)):
+        _LOG.error("%s", error)
+        return ApiError(500, "the server cannot use a file of its run; the message is in the log of the server", "file_error")
     if isinstance(error, InputError):
         return ApiError(400, str(error), "invalid_value")
     return ApiError(

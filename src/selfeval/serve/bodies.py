@@ -135,7 +135,7 @@ class _SamplingBody(_Harmless):
     top_k: int | None = Field(None, ge=0, le=2**31, description="Number of tokens to sample from; 0: all.")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
-    max_tokens: int | None = Field(None, ge=1, description="Default: the limit of the run's replies.")
+    max_tokens: int | None = Field(None, ge=1, description="Default: the limit of the run's replies with their thinking.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Zero | None = None

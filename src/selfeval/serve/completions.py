@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -18,8 +19,9 @@ from selfeval.runs.conversations import AnyQuestion, check_conversations, questi
 from selfeval.serve.api_errors import ApiError, api_error_from
 from selfeval.serve.bodies import ChatBody, CompletionBody
 from selfeval.serve.formats import ChatFormat, CompletionFormat, Format
-from selfeval.serve.replies import Event, Spec, replies_to, sampled, unless_gone
+from selfeval.serve.replies import Event, SampledReply, Spec, replies_to, sampled, unless_gone
 from selfeval.serve.reply_text import Piece, ReplyText
+from selfeval.serve.scores import DIGITS
 from selfeval.serve.service import Service, service_of
 
 __all__ = ["router"]
@@ -53,12 +55,11 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Reply to a conversation that ends with a message of the user."""
     service = service_of(request)
     role = service.check_replier(body.model)
-    turns: AnyQuestion = [message.as_turn for message in body.messages]
-    question = question_from(turns)
-    check_conversations(service.run.model.templates, [question])
-    prompt = service.run.model.templates.reply_prompt(question)
+    turns = [message.as_turn for message in body.messages]
+    service.check_characters("messages", *(turn["content"] for turn in turns))
+    prompt = await service.tokenized(lambda: _chat_prompt(service, turns))
     limit = service.reply_tokens("messages", prompt, body.max_completion_tokens or body.max_tokens)
-    spec = _spec(service, body, role, [prompt], limit)
+    spec = _spec(service, body, role, [prompt], [limit])
     format = ChatFormat(service.run, body.top)
     return await _respond(service, request, _Asked(body, [prompt], [turns], spec, format, chat=True))
 
@@ -69,14 +70,21 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     service = service_of(request)
     role = service.check_replier(body.model)
     service.check_count("prompt", len(body.prompts), service.limits.texts, "--max-texts")
-    prompts = [_raw_prompt(service, prompt) for prompt in body.prompts]
+    service.check_characters("prompt", *(prompt for prompt in body.prompts if isinstance(prompt, str)))
+    prompts = await service.tokenized(lambda: [_raw_prompt(service, prompt) for prompt in body.prompts])
     limits = [service.reply_tokens("prompt", prompt, body.max_tokens) for prompt in prompts]
-    spec = _spec(service, body, role, prompts, min(limits))
+    spec = _spec(service, body, role, prompts, limits)
     questions = [prompt if isinstance(prompt, str) else _decoded(service, prompt) for prompt in body.prompts]
     if body.best_of is not None:
         questions_from(questions)  # the evaluator refuses an empty question, and should do so before the replies are sampled
     format = CompletionFormat(service.run, body.top)
     return await _respond(service, request, _Asked(body, prompts, questions, spec, format, chat=False))
+
+
+def _chat_prompt(service: Service, turns: AnyQuestion) -> Prompt:
+    question, templates = question_from(turns), service.run.model.templates
+    check_conversations(templates, [question])
+    return templates.reply_prompt(question)
 
 
 def _raw_prompt(service: Service, prompt: str | list[int]) -> Prompt:
@@ -96,7 +104,9 @@ def _decoded(service: Service, ids: list[int]) -> str:
     return str(service.run.model.templates.tokenizer.decode(ids))
 
 
-def _spec(service: Service, body: ChatBody | CompletionBody, role: str, prompts: Sequence[Prompt], limit: int) -> Spec:
+def _spec(
+    service: Service, body: ChatBody | CompletionBody, role: str, prompts: Sequence[Prompt], limits: Sequence[int]
+) -> Spec:
     for name in ("n", "best_of"):
         service.check_count(name, getattr(body, name) or 1, service.limits.n, "--max-n")
     if body.best_of is not None:
@@ -118,7 +128,9 @@ def _spec(service: Service, body: ChatBody | CompletionBody, role: str, prompts:
         for index in range(body.sampled)
     ]
     seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64
-    return Spec(role, requests, seed, limit, body.top)
+    return Spec(
+        role, requests, seed, [limit for limit in limits for _ in range(body.sampled)], body.top, isinstance(body, ChatBody)
+    )
 
 
 def _temperature(value: float | None) -> float:
@@ -130,37 +142,50 @@ async def _respond(service: Service, request: Request, asked: _Asked) -> Respons
     if asked.body.stream:
         return StreamingResponse(await _started(service, request, asked), media_type="text/event-stream")
     with service.admitted(rows=len(asked.spec.requests)):
-        body = await unless_gone(request, _whole(service, asked))
-    return JSONResponse(body)
+        service.metrics.tokens.labels("prompt").inc(asked.prompt_tokens)
+        return await unless_gone(request, _whole(service, asked))
 
 
 def _reply_text(service: Service, asked: _Asked, index: int) -> ReplyText:
     spec, request = asked.spec, asked.spec.requests[index]
     return ReplyText(
-        service.run, request.prompt, spec.limit, request.stop_strings, chat=asked.chat, with_tokens=spec.top is not None
+        service.run, request.prompt, spec.limits[index], request.stop_strings, chat=asked.chat, with_tokens=spec.top is not None
     )
 
 
 # -- whole responses ----------------------------------------------------------------------------------------------------
 
 
-async def _whole(service: Service, asked: _Asked) -> dict[str, Any]:
-    texts: list[tuple[ReplyText, Piece]] = []
-    for index, reply in enumerate(await replies_to(service.worker, asked.spec)):
-        text = _reply_text(service, asked, index)
-        if reply.ids:
-            text.reply = reply
-        texts.append((text, text.end(reply.ended)))
+async def _whole(service: Service, asked: _Asked) -> Response:
+    replies = await replies_to(service.worker, asked.spec)
+    completion = sum(len(reply.ended.ids) for reply in replies)
+    service.metrics.tokens.labels("completion").inc(completion)
+    # In other threads: the log-probs of many tokens take seconds, in which the loop would answer nobody.
+    texts = await asyncio.to_thread(_texts, service, asked, replies)
     extras: list[dict[str, Any]] = [{} for _ in texts]
     order = list(range(len(texts)))
     if asked.body.best_of is not None:
         order, extras = await _ranked(service, asked, [piece.text for _, piece in texts])
-    choices = [
-        {**asked.format.choice(*texts[i]), "index": index, "finish_reason": texts[i][0].finish_reason, **extras[i]}
-        for index, i in enumerate(order)
-    ]
-    usage = _usage(service, asked, sum(len(text.reply.ended.ids) for text, _ in texts))
-    return {**_head(service, asked, asked.format.kind), "choices": choices, "usage": usage}
+
+    def response() -> JSONResponse:
+        choices = [
+            {**asked.format.choice(*texts[i]), "index": index, "finish_reason": texts[i][0].finish_reason, **extras[i]}
+            for index, i in enumerate(order)
+        ]
+        head = _head(service, asked, asked.format.kind)
+        return JSONResponse({**head, "choices": choices, "usage": _usage(asked, completion)})
+
+    return await asyncio.to_thread(response)
+
+
+def _texts(service: Service, asked: _Asked, replies: Sequence[SampledReply]) -> list[tuple[ReplyText, Piece]]:
+    texts: list[tuple[ReplyText, Piece]] = []
+    for index, reply in enumerate(replies):
+        text = _reply_text(service, asked, index)
+        if reply.ids:
+            text.reply = reply
+        texts.append((text, text.end(reply.ended)))
+    return texts
 
 
 async def _ranked(service: Service, asked: _Asked, texts: Sequence[str]) -> tuple[list[int], list[dict[str, Any]]]:
@@ -176,13 +201,15 @@ async def _ranked(service: Service, asked: _Asked, texts: Sequence[str]) -> tupl
     scores = await service.scores([asked.questions[owners[i]] for i in scored], [texts[i] for i in scored])
     known = dict(zip(scored, scores, strict=True))
     order: list[int] = []
-    extras: list[dict[str, Any]] = [{"score": known.get(index), "confidence": None} for index in range(len(texts))]
+    extras: list[dict[str, Any]] = [
+        {"score": round(known[index], DIGITS) if index in known else None, "confidence": None} for index in range(len(texts))
+    ]
     for owner in range(len(asked.prompts)):
         mine = [index for index in range(len(texts)) if owners[index] == owner]
         ranked = [index for index in mine if index in known]
         if len(ranked) > 1:
             for index, confidence in zip(ranked, evaluator.confidences([known[i] for i in ranked]), strict=True):
-                extras[index]["confidence"] = confidence
+                extras[index]["confidence"] = round(confidence, DIGITS)
         order += sorted(mine, key=lambda index: (index not in known, -known.get(index, 0.0)))[: asked.body.choices]
     return order, extras
 
@@ -197,9 +224,7 @@ def _head(service: Service, asked: _Asked, kind: str) -> dict[str, Any]:
     }
 
 
-def _usage(service: Service, asked: _Asked, completion: int) -> dict[str, int]:
-    service.metrics.tokens.labels("prompt").inc(asked.prompt_tokens)
-    service.metrics.tokens.labels("completion").inc(completion)
+def _usage(asked: _Asked, completion: int) -> dict[str, int]:
     return {
         "prompt_tokens": asked.prompt_tokens,
         "completion_tokens": completion,
@@ -229,6 +254,7 @@ async def _started(service: Service, request: Request, asked: _Asked) -> AsyncIt
 
 async def _lines(service: Service, asked: _Asked) -> AsyncGenerator[str, None]:
     with service.admitted(rows=len(asked.spec.requests)):
+        service.metrics.tokens.labels("prompt").inc(asked.prompt_tokens)
         head, begun, is_first = _head(service, asked, asked.format.chunk_kind), time.monotonic(), True
         texts = [_reply_text(service, asked, index) for index in range(len(asked.spec.requests))]
         with sampled(service.worker, asked.spec, tokens=True) as events:
@@ -247,7 +273,9 @@ async def _lines(service: Service, asked: _Asked) -> AsyncGenerator[str, None]:
                     raise
                 yield f"data: {json.dumps(api_error_from(error).body)}\n\n"
                 return
-        usage = _usage(service, asked, sum(len(text.reply.ended.ids) for text in texts))
+            finally:  # also if the client has left
+                service.metrics.tokens.labels("completion").inc(sum(len(text.reply.ids) for text in texts))
+        usage = _usage(asked, sum(len(text.reply.ended.ids) for text in texts))
         if asked.body.includes_usage:
             yield f"data: {json.dumps({**head, 'choices': [], 'usage': usage})}\n\n"
         yield "data: [DONE]\n\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from selfeval.serve.bodies import EmbeddingBody
 from selfeval.serve.replies import unless_gone
 from selfeval.serve.service import Service, service_of
 
-__all__ = ["embed", "router"]
+__all__ = ["embed", "embedded_parts", "router"]
 
 router = APIRouter(tags=["embeddings"])
 
@@ -34,23 +35,39 @@ async def embeddings(body: EmbeddingBody, request: Request) -> JSONResponse:
     service = service_of(request)
     service.check_embedder(body.model, BASE)
     service.check_count("input", len(body.inputs), service.limits.texts, "--max-texts")
-    rows = [_ids(service, one) for one in body.inputs]
+    service.check_characters("input", *(one for one in body.inputs if isinstance(one, str)))
+    rows = await service.tokenized(lambda: [_ids(service, one) for one in body.inputs])
     backbone, batch_tokens = service.run.model.backbone, service.run.model.config.backbone.batch_tokens
     tokens = sum(map(len, rows))
-    service.metrics.tokens.labels("embedded").inc(tokens)
     with service.admitted(scorings=1):
-        future = asyncio.wrap_future(service.worker.call(lambda: embed(backbone, rows, batch_tokens)))
-        vectors = await unless_gone(request, _awaited(future))
+        service.metrics.tokens.labels("embedded").inc(tokens)
+        steps = [partial(embed, backbone, part, batch_tokens) for part in embedded_parts(rows, batch_tokens)]
+        future = asyncio.wrap_future(service.worker.call(steps))
+        vectors = np.concatenate(await unless_gone(request, _awaited(future)))
+    return await asyncio.to_thread(_response, vectors, body.encoding_format, tokens)
+
+
+async def _awaited(future: asyncio.Future[list[np.ndarray]]) -> list[np.ndarray]:
+    return await future
+
+
+def embedded_parts(rows: Sequence[Sequence[int]], most: int) -> list[list[Sequence[int]]]:
+    """Split rows into parts of at most `most` padded tokens, or of a single row; other requests take turns between them."""
+    parts: list[list[Sequence[int]]] = []
+    for row in rows:
+        if parts and max(map(len, (*parts[-1], row))) * (len(parts[-1]) + 1) <= most:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def _response(vectors: np.ndarray, encoding: str | None, tokens: int) -> JSONResponse:
     data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
-        for index, vector in enumerate(vectors)
+        {"object": "embedding", "index": index, "embedding": _encoded(vector, encoding)} for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "data": data, "model": BASE, "usage": usage})
-
-
-async def _awaited(future: asyncio.Future[np.ndarray]) -> np.ndarray:
-    return await future
 
 
 def _ids(service: Service, text: str | list[int]) -> list[int]:

@@ -116,4 +116,4 @@ class CompletionFormat:
         }
 
     def _name(self, token: int) -> str:
-        return str(token_text(self._run, token)["token"])
+        return self._run.token_texts[token]

@@ -1,4 +1,4 @@
-"""What every request passes before its endpoint: host, token, drain, size of the body; and what is counted about it."""
+"""Admission of requests: host, token, drain, size of the body; and their count in the metrics."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _OPEN = "/health"
 """Path that needs no token."""
 _GONE = 499
 """Status in the metrics for a client that left before the response began; nginx uses it too."""
+_STALLED_SECONDS = 30.0
+"""A response ends if its client reads nothing for so long: it would hold its places in the queue as long as it likes."""
 
 
 def is_loopback(host: str) -> bool:
@@ -81,18 +83,26 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), _GONE
+        begun, status, is_stalled = time.monotonic(), _GONE, False
         is_counted = scope["path"] != _OPEN
 
         async def send_and_note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_stalled
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            try:
+                async with asyncio.timeout(_STALLED_SECONDS):
+                    await send(message)  # waits while the buffer of the connection is full
+            except TimeoutError:
+                is_stalled = True
+                raise
 
         self.active += is_counted
         try:
             await self._admit(scope, receive, send_and_note)
+        except Exception:
+            if not is_stalled:  # otherwise the server closes the connection, because the response is not complete
+                raise
         finally:
             self.active -= is_counted
             path = getattr(scope.get("route"), "path", "other")

@@ -9,7 +9,7 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a single request, and all requests together, may take.
+    """Limits of a single request, and of all requests together.
 
     Attributes:
         body_bytes: bytes of a request body (`--max-body-bytes`).
@@ -18,7 +18,7 @@ class Limits:
         n: replies to one prompt, `n` and `best_of` (`--max-n`).
         texts: prompts, replies, documents or inputs of a request (`--max-texts`).
         places: replies that are sampled at a time, for each role (`--places`).
-        queue: replies that wait for a place, and scoring requests that wait (`--queue`).
+        queue: replies that wait for a place, and scoring requests that wait for the one that runs (`--queue`).
     """
 
     body_bytes: int = 4 << 20
@@ -33,3 +33,8 @@ class Limits:
     def rows(self) -> int:
         """The most replies that are sampled or wait at a time."""
         return self.places + self.queue
+
+    @property
+    def scorings(self) -> int:
+        """The most scoring requests that run, which one does at a time, or wait."""
+        return 1 + self.queue

@@ -33,15 +33,17 @@ class Spec:
         role: role that replies.
         requests: one per reply.
         seed: seed of all of them; `Request.stream` tells them apart.
-        limit: maximum number of new tokens of a reply.
+        limits: maximum number of new tokens of each reply.
         top: number of likeliest tokens to report for each token; None: no log-probs are read.
+        thinks: whether a chain of thought is recognized, in which stop strings do not end the reply.
     """
 
     role: str
     requests: Sequence[Request]
     seed: int
-    limit: int
+    limits: Sequence[int]
     top: int | None = None
+    thinks: bool = True
 
 
 @dataclass
@@ -118,8 +120,9 @@ def _sampling(spec: Spec, index: int, post: Callable[[Event], None], tokens: boo
         role=spec.role,
         request=spec.requests[index],
         seed=spec.seed,
-        limit=spec.limit,
+        limit=spec.limits[index],
         top=spec.top or 0,
+        thinks=spec.thinks,
         on_token=(lambda token: post(Event(index, token=token))) if tokens else None,
         on_end=lambda rollout: post(Event(index, rollout=rollout)),
         on_error=lambda error: post(Event(index, error=error)),

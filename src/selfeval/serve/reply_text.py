@@ -13,7 +13,7 @@ from selfeval.rollout.requests import Rollout
 from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 from selfeval.serve.replies import SampledReply
 from selfeval.serve.served_run import ServedRun
-from selfeval.serve.text_stream import TextStream
+from selfeval.serve.text_stream import GrowingText, TextStream
 
 __all__ = ["Piece", "ReplyText", "token_text"]
 
@@ -59,6 +59,7 @@ class ReplyText:
     def _begin(self, hidden: int) -> None:
         self._hidden, self._shown = hidden, hidden
         self._stream = TextStream(self._text, self._stop_strings, strip=self._chat)
+        self._prefixes, self._lengths = GrowingText(self._text), [(0, 0)]
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._templates.tokenizer.decode(self._templates.control.without_special(ids)))
@@ -78,8 +79,7 @@ class ReplyText:
         """Return the tokens that were not sent yet and whose text was."""
         begin = self._shown
         while self._with_tokens and self._shown < len(self.reply.ids):
-            text = self._text(self.reply.ids[self._hidden : self._shown + 1])
-            if len(text.strip() if self._chat else text) > self._stream.sent:
+            if self._length(self._shown + 1)[self._chat] > self._stream.sent:
                 break
             self._shown += 1
         return self._visible(range(begin, self._shown))
@@ -105,12 +105,19 @@ class ReplyText:
 
     def offset(self, position: int) -> int:
         """Return the number of characters of the reply before a token."""
-        return len(self._text(self.reply.ids[self._hidden : position]))
+        return self._length(position)[0]
+
+    def _length(self, position: int) -> tuple[int, int]:
+        """Return the number of characters before a position, and that without white space around them."""
+        while len(self._lengths) <= position - self._hidden:
+            text = self._prefixes.of(self.reply.ids[self._hidden : self._hidden + len(self._lengths)])
+            self._lengths.append((len(text), len(text.strip())))
+        return self._lengths[position - self._hidden]
 
     @property
     def finish_reason(self) -> str:
         """`stop` or `length`."""
-        # The engine does not look for stop strings in a thinking, which the continuation of a text may contain.
+        # Without special tokens, which the engine decodes, a text may contain a stop string that the engine did not find.
         return "stop" if self.reply.ended.finished or self._stream.stopped else "length"
 
     @property
@@ -121,5 +128,5 @@ class ReplyText:
 
 def token_text(run: ServedRun, token: int) -> dict[str, Any]:
     """Return the text of a token and its bytes; the bytes are None if it is a part of a character."""
-    text = str(run.model.templates.tokenizer.decode([token]))
+    text = run.token_texts[token]
     return {"token": text, "bytes": None if "\ufffd" in text else list(text.encode())}

@@ -15,11 +15,11 @@ from selfeval.serve.replies import unless_gone
 from selfeval.serve.served_run import SCORER
 from selfeval.serve.service import Service, service_of
 
-__all__ = ["router"]
+__all__ = ["DIGITS", "router"]
 
 router = APIRouter(tags=["scores"])
 
-_DIGITS = 6
+DIGITS = 6
 """Decimals of scores and probabilities: the last bits depend on the other texts of a pass."""
 
 
@@ -37,9 +37,9 @@ async def score(body: ScoreBody, request: Request) -> JSONResponse:
             {
                 "object": "score",
                 "index": index,
-                "scores": [round(value, _DIGITS) for value in found.scores],
+                "scores": [round(value, DIGITS) for value in found.scores],
                 "preferred": found.preferred,
-                "confidence": None if found.confidence is None else round(found.confidence, _DIGITS),
+                "confidence": None if found.confidence is None else round(found.confidence, DIGITS),
                 "unsure": found.unsure,
                 "calibrated": found.calibrated,
             }
@@ -59,10 +59,10 @@ async def compare(body: CompareBody, request: Request) -> JSONResponse:
         {
             "object": "comparison",
             "model": SCORER,
-            "probability": round(found.probability, _DIGITS),
+            "probability": round(found.probability, DIGITS),
             "preferred": found.preferred,
             "state": found.state.value,
-            "scores": {"a": round(a, _DIGITS), "b": round(b, _DIGITS)},
+            "scores": {"a": round(a, DIGITS), "b": round(b, DIGITS)},
             "calibrated": found.calibrated,
             "usage": _usage(tokens),
         }
@@ -86,7 +86,7 @@ async def _reranked(service: Service, request: Request, body: RerankBody, *, ver
     scores, tokens = await _scored(service, request, "documents", [(body.query, text) for text in texts])
     order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n]
     results: list[dict[str, Any]] = [
-        {"index": index, "relevance_score": round(value, _DIGITS)}
+        {"index": index, "relevance_score": round(value, DIGITS)}
         for index, value in zip(order, evaluator.relevance([scores[index] for index in order]), strict=True)
     ]
     if body.return_documents:
@@ -108,9 +108,11 @@ async def _scored(
 ) -> tuple[list[float], int]:
     """Score replies; return the scores, and the number of tokens of questions and replies."""
     service.check_count(name, len(asked), service.limits.texts, "--max-texts")
-    tokens = _check_lengths(service, name, asked)
-    service.metrics.tokens.labels("scored").inc(tokens)
+    service.check_characters("question", *(question_from(question).text for question, _ in asked))
+    service.check_characters(name, *(reply for _, reply in asked))
+    tokens = await service.tokenized(lambda: _check_lengths(service, name, asked))
     with service.admitted(scorings=1):
+        service.metrics.tokens.labels("scored").inc(tokens)
         work = service.scores([question for question, _ in asked], [reply for _, reply in asked])
         return await unless_gone(request, work), tokens
 

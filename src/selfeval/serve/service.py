@@ -1,13 +1,15 @@
-"""What the endpoints share: the run, its worker, the limits, and the admission of work."""
+"""State shared by the endpoints: the run, its worker, the limits, and the admission of work."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -23,13 +25,15 @@ from selfeval.texts import safe_json, shortened
 
 __all__ = ["Service", "service_of"]
 
+R = TypeVar("R")
+
 _LONGEST_WAIT = 60
 """Maximum seconds in Retry-After."""
 
 
 @dataclass
 class Service:
-    """What the endpoints share.
+    """State shared by the endpoints.
 
     Attributes:
         run, worker, limits, metrics: see their classes.
@@ -47,6 +51,10 @@ class Service:
     rows: int = 0
     scorings: int = 0
     typical_seconds: float = 1.0
+    # A single thread, so that long texts take one core from the models at most.
+    _tokenizing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "selfeval-tokenizer"), init=False, repr=False
+    )
 
     # -- models ---------------------------------------------------------------------------------------------------------
 
@@ -115,13 +123,28 @@ class Service:
             message = f"{name} has {len(ids):,} tokens, the limit is {self.limits.prompt_tokens:,} (--max-prompt-tokens)"
             raise ApiError(400, message, "context_length_exceeded", param=name)
 
+    def check_characters(self, name: str, *texts: str) -> None:
+        """Refuse a text that has more tokens than a prompt may have, whatever they are, before it is tokenized.
+
+        Raises:
+            ApiError: 400.
+        """
+        tokens, characters = self.limits.prompt_tokens, max(map(len, texts), default=0)
+        if characters > (most := tokens * self.run.longest_token):
+            message = f"{name} has {characters:,} characters, but {tokens:,} tokens (--max-prompt-tokens) have at most {most:,}"
+            raise ApiError(400, message, "context_length_exceeded", param=name)
+
+    async def tokenized(self, work: Callable[[], R]) -> R:
+        """Call a function that tokenizes in a thread of its own, so that long texts do not delay other requests."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+
     def reply_tokens(self, name: str, prompt: Prompt, wanted: int | None) -> int:
         """Return the token limit of a reply to a prompt.
 
         Args:
             name: parameter that holds the prompt.
             prompt: the prompt.
-            wanted: the limit of the request; None: that of the run's replies, or what the context has room for.
+            wanted: the limit of the request; None: that of the run's replies with their thinking, or the room in the context.
 
         Raises:
             ApiError: 400, the prompt is too long, or the limit is too high.
@@ -140,7 +163,7 @@ class Service:
                 "context_length_exceeded",
                 param=name,
             )
-        return min(self.run.reply_limit() or most, most, room) if wanted is None else wanted
+        return min(self.run.reply_limit or most, most, room) if wanted is None else wanted
 
     # -- admission ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +174,7 @@ class Service:
         Raises:
             ApiError: 429, the queue is full.
         """
-        if self.rows + rows > self.limits.rows or self.scorings + scorings > self.limits.queue:
+        if self.rows + rows > self.limits.rows or self.scorings + scorings > self.limits.scorings:
             wait = min(_LONGEST_WAIT, max(1, math.ceil(self.typical_seconds)))
             message = f"the queue is full ({self.limits.queue:,} requests, --queue); retry after {wait} s"
             raise ApiError(429, message, "queue_full", headers={"Retry-After": str(wait)})

@@ -8,10 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["TextStream"]
+__all__ = ["GrowingText", "TextStream"]
 
 _INCOMPLETE = "\ufffd"
 """The decoder shows an incomplete character as this one."""
+_WINDOW = 16
+"""Tokens decoded again with each new one: decoders treat the first token differently, and join parts of characters."""
+
+
+class GrowingText:
+    """The text of a reply whenever a token is added, at the cost of decoding the last few tokens only.
+
+    Args:
+        decode: returns the text of token ids.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._begin, self._end, self._text = 0, 0, ""  # the tokens decoded for context, and the text up to their end
+
+    def of(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, which equals `decode(ids)`.
+
+        Args:
+            ids: all tokens so far; those of the call before, and any number of further ones.
+        """
+        context, recent = self._decode(ids[self._begin : self._end]), self._decode(ids[self._begin :])
+        text = self._text + recent[len(context) :] if recent.startswith(context) else self._decode(ids)
+        # Only where a character ends: the text before the window never changes.
+        if len(ids) - self._end >= _WINDOW and not text.endswith(_INCOMPLETE):
+            self._begin, self._end, self._text = self._end, len(ids), text
+        return text
 
 
 class TextStream:
@@ -31,6 +58,7 @@ class TextStream:
         self, decode: Callable[[Sequence[int]], str], stop_strings: Sequence[str] = (), *, strip: bool = False
     ) -> None:
         self._decode, self._stop_strings, self._strip = decode, tuple(stop_strings), strip
+        self._growing = GrowingText(decode)
         self.sent, self.stopped = 0, False
 
     def piece(self, ids: Sequence[int]) -> str:
@@ -39,7 +67,7 @@ class TextStream:
         Args:
             ids: all tokens of the reply so far.
         """
-        text = self._before_stop(self._decode(ids))
+        text = self._before_stop(self._growing.of(ids))
         if not self.stopped:
             text = text.rstrip(_INCOMPLETE)
             text = text[: len(text) - self._possible_stop(text)]

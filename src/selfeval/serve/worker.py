@@ -1,7 +1,8 @@
 """The thread that owns the backbone: it alternates between decoding steps and scoring passes.
 
 All passes run here, so that a single copy of the base needs no lock. Replies of a role share one `LiveBatch`; the batches of
-several roles take turns, one step each. Scoring requests that wait are scored together, between steps.
+several roles take turns, one step each. Scoring requests that wait are scored together, between steps. Large requests are
+split, so that others need not wait for all of their texts, and end early if their client has left.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -29,7 +30,7 @@ R = TypeVar("R")
 
 _LOG = logging.getLogger(__name__)
 _TEXTS_PER_PASS = 64
-"""Texts that are scored between two decoding steps, unless a single request has more."""
+"""Texts that are scored between two decoding steps."""
 
 
 @dataclass(eq=False)
@@ -44,6 +45,7 @@ class Sampling:
         seed: seed of its random stream.
         limit: maximum number of new tokens.
         top: number of likeliest tokens to report.
+        thinks: whether a chain of thought is recognized.
         on_token, on_end, on_error: callbacks.
     """
 
@@ -52,6 +54,7 @@ class Sampling:
     seed: int
     limit: int
     top: int
+    thinks: bool
     on_token: Callable[[NewToken], None] | None
     on_end: Callable[[Rollout], None]
     on_error: Callable[[Exception], None]
@@ -59,13 +62,41 @@ class Sampling:
     cancelled: bool = field(default=False, init=False)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Scoring:
-    """Texts to score, and the future of their scores."""
+    """Texts to score, the future of their scores, and the scores so far."""
 
     questions: Sequence[AnyQuestion]
     replies: Sequence[str]
     future: Future[list[float]] = field(default_factory=Future)
+    scores: list[float] = field(default_factory=list)
+
+    @property
+    def part(self) -> slice:
+        """The texts of the next pass."""
+        return slice(len(self.scores), min(len(self.replies), len(self.scores) + _TEXTS_PER_PASS))
+
+
+class _Steps:
+    """Work in one or several steps, and the future of their results; if it is cancelled, no further step is done."""
+
+    def __init__(self, steps: Sequence[Callable[[], Any]]) -> None:
+        self._steps, self._results = deque(steps), list[Any]()
+        self.future: Future[Any] = Future()
+
+    def advance(self) -> bool:
+        """Do the next step; return whether the work continues."""
+        if self.future.cancelled():
+            return False
+        try:
+            self._results.append(self._steps.popleft()())
+        except Exception as error:  # the caller receives it
+            _log(error)
+            _settle(self.future, error=error)
+            return False
+        if not self._steps:
+            _settle(self.future, self._results)
+        return bool(self._steps)
 
 
 class Worker:
@@ -82,6 +113,7 @@ class Worker:
         self._live: dict[str, set[Sampling]] = {role: set() for role in run.guides}
         self._changed = threading.Condition()
         self._work: deque[Callable[[], None]] = deque()
+        self._steps: deque[_Steps] = deque()
         self._scoring: deque[_Scoring] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="selfeval-worker", daemon=True)
@@ -115,16 +147,13 @@ class Worker:
             self._changed.notify()
         return waiting.future
 
-    def call(self, work: Callable[[], R]) -> Future[R]:
-        """Call a function in the thread, between steps."""
-        future: Future[R] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                _resolve(future, work)
-
-        self._put(run)
-        return future
+    def call(self, steps: Sequence[Callable[[], R]]) -> Future[list[R]]:
+        """Call functions in the thread, one between two decoding steps, and return their results."""
+        waiting = _Steps(steps)
+        with self._changed:
+            self._steps.append(waiting)
+            self._changed.notify()
+        return waiting.future
 
     @property
     def running(self) -> int:
@@ -157,14 +186,18 @@ class Worker:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not (self._work or self._scoring or self._stopping or any(self._live.values())):
+                while not (self._work or self._steps or self._scoring or self._stopping or any(self._live.values())):
                     self._changed.wait()
                 if self._stopping:
                     return
                 work, self._work = self._work, deque()
+                steps = self._steps.popleft() if self._steps else None
                 scoring = self._next_scoring()
             for one in work:
                 _guarded(one)
+            if steps is not None and steps.advance():
+                with self._changed:
+                    self._steps.append(steps)  # after the others, so that a large one does not delay a small one
             self._score(scoring)
             for role, live in self._live.items():
                 if live:
@@ -190,11 +223,12 @@ class Worker:
                 seed=sampling.seed,
                 limit=sampling.limit,
                 top=sampling.top,
+                thinks=sampling.thinks,
                 on_token=sampling.on_token,
                 on_end=ended,
                 on_error=failed,
             )
-        except Exception as error:  # reported to the client; the thread must go on
+        except Exception as error:  # reported to the client; the thread must continue
             _log(error)
             failed(error)
 
@@ -233,35 +267,44 @@ class Worker:
 
     def _next_scoring(self) -> list[_Scoring]:
         """Take scoring requests for one pass: at least one, and more while their texts fit."""
-        taken: list[_Scoring] = []
+        taken, texts = list[_Scoring](), 0
         while self._scoring:
-            texts = sum(len(one.replies) for one in (*taken, self._scoring[0]))
+            part = self._scoring[0].part
+            texts += part.stop - part.start
             if taken and texts > _TEXTS_PER_PASS:
                 break
             taken.append(self._scoring.popleft())
         return taken
 
     def _score(self, scoring: Sequence[_Scoring]) -> None:
-        asked = [one for one in scoring if one.future.set_running_or_notify_cancel()]
+        asked = [one for one in scoring if not one.future.cancelled()]
         if not asked:
             return
         try:
             scores = iter(self._scores(asked))
-        except Exception as error:  # one request at a time, so that each receives its own result or error
+        except Exception as error:
             if len(asked) == 1:
                 _log(error)
-                asked[0].future.set_exception(error)
+                _settle(asked[0].future, error=error)
                 return
-            for one in asked:
-                _resolve(one.future, lambda one=one: self._scores([one]))  # type: ignore[misc]
+            for one in asked:  # one request at a time, so that each receives its own result or error
+                self._score([one])
             return
         for one in asked:
-            one.future.set_result([next(scores) for _ in one.replies])
+            part = one.part
+            one.scores += [next(scores) for _ in one.replies[part]]
+            if part.stop == len(one.replies):
+                _settle(one.future, one.scores)
+        rest = [one for one in asked if len(one.scores) < len(one.replies)]
+        with self._changed:
+            self._scoring.extendleft(reversed(rest))
 
     def _scores(self, asked: Sequence[_Scoring]) -> list[float]:
         evaluator = self._run.evaluator
         assert evaluator is not None, "the endpoints that score are refused without an evaluator"
-        return evaluator.score([q for one in asked for q in one.questions], [r for one in asked for r in one.replies])
+        return evaluator.score(
+            [q for one in asked for q in one.questions[one.part]], [r for one in asked for r in one.replies[one.part]]
+        )
 
 
 def _guarded(work: Callable[[], None]) -> None:
@@ -272,12 +315,14 @@ def _guarded(work: Callable[[], None]) -> None:
         _log(error)
 
 
-def _resolve(future: Future[R], work: Callable[[], R]) -> None:
-    try:
-        future.set_result(work())
-    except Exception as error:  # the caller receives it
-        _log(error)
+def _settle(future: Future[R], result: R | None = None, error: Exception | None = None) -> None:
+    """Give a future its result or error, unless it was cancelled: it is pending until then, so that it can be."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is not None:
         future.set_exception(error)
+    else:
+        future.set_result(cast(R, result))
 
 
 def _log(error: Exception) -> None:
