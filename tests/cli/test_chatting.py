@@ -272,7 +272,7 @@ def test_on_a_terminal_ctrl_c_ends_a_reply_and_ctrl_d_the_chat(person: Person) -
 
 def test_sigterm_leaves(person: Person) -> None:
     person.reads("> ")
-    # Sent again until it is noticed: Python handles a signal that arrives just before it waits for a line when the line is typed.
+    # Sent again until it is noticed: one that arrives just before Python waits for a line is handled when the line is typed.
     for _ in range(600):
         if person.process.poll() is not None:
             break
