@@ -216,6 +216,17 @@ class Person:
     def types(self, text: str) -> None:
         os.write(self._screen, text.encode())
 
+    def presses(self, key: str, until: str) -> None:
+        """Press a key until it has an effect: Python handles a signal that arrives just before it waits for a line later."""
+        for _ in range(12):
+            self.types(key)
+            # Not pressed again while it may still have an effect.
+            while until not in self._unread and select.select([self._screen], [], [], 10)[0]:
+                self._read(f"{until!r} was not shown")
+            if until in self._unread:
+                break
+        self.reads(until)
+
     def reads(self, until: str) -> str:
         """Read to the end of `until`, and return what was shown."""
         while until not in self._unread:
@@ -253,8 +264,7 @@ def person(toy_run: ToyRun) -> Iterator[Person]:
 def test_on_a_terminal_ctrl_c_ends_a_reply_and_ctrl_d_the_chat(person: Person) -> None:
     person.reads("/help lists the commands.")
     person.reads("> ")
-    person.types("\x03")
-    person.reads("(Ctrl-D or /exit leaves)")
+    person.presses("\x03", "(Ctrl-D or /exit leaves)")
     person.reads("> ")
     person.types(f"{QUESTION}\n")
     person.reads("now?")
