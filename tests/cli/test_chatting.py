@@ -283,9 +283,10 @@ def test_on_a_terminal_ctrl_c_ends_a_reply_and_ctrl_d_the_chat(person: Person) -
 def test_sigterm_leaves(person: Person) -> None:
     person.reads("> ")
     # Sent again until it is noticed: one that arrives just before Python waits for a line is handled when the line is typed.
-    for _ in range(600):
+    for tenth in range(1200):
         if person.process.poll() is not None:
             break
-        person.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        if tenth % 100 == 0:
+            person.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
     assert person.process.returncode == 130
