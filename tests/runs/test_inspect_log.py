@@ -1,4 +1,4 @@
-"""Logs of Inspect: read back by Inspect itself, in a process of their own, because its import takes seconds."""
+"""Logs of Inspect: read back by Inspect itself, in a separate process, because its import takes seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts of examples/clients, with real clients in an environment of their own (`make clients` builds it)."""
+"""The scripts of examples/clients, with real clients in a separate environment (`make clients` builds it)."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class StreamedReply:
             NotFiniteError: the model's logits are NaN or infinite.
         """
         model, most = self._model, len(self._request.prompt.ids) + self._room
-        # A batch of its own: its cache is as long as this reply needs, and an interrupted step leaves nothing behind.
+        # A separate batch: its cache is as long as this reply needs, and an interrupted step leaves nothing behind.
         batch = LiveBatch(model.backbone, self._role, places=1, max_tokens=most, guide=self._guide, thinking=model.thinking)
         ticket = batch.add(
             self._request, seed=self._seed, limit=self._limit, on_token=self._reply.add, on_error=self._errors.append

@@ -135,7 +135,7 @@ class Service:
             raise ApiError(400, message, "context_length_exceeded", param=name)
 
     async def tokenized(self, work: Callable[[], R]) -> R:
-        """Call a function that tokenizes in a thread of its own, so that long texts do not delay other requests."""
+        """Call a function that tokenizes in a separate thread, so that long texts do not delay other requests."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
 
     def reply_tokens(self, name: str, prompt: Prompt, wanted: int | None) -> int:

@@ -25,7 +25,7 @@ _OTHERS = ("transformers", "peft", "accelerate", "huggingface_hub", "torch")
 
 
 class _Lines(logging.Formatter):
-    """One line per record, in UTC; a traceback has a line for each of its own. No text can control the terminal of a reader."""
+    """One line per record, in UTC; a traceback keeps its lines. No text can control the terminal of a reader."""
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"

@@ -159,7 +159,7 @@ class InProcess:
 
 
 def counting(tell: Callable[[float], None], total: int) -> Callable[[int], None]:
-    """Return a callback that counts finished pieces, such as replies, and tells which share of `total` they are.
+    """Return a callback that counts finished pieces, such as replies, and reports which share of `total` they are.
 
     Example:
         >>> advance = counting(print, 4)
@@ -247,7 +247,7 @@ def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Exec
     Args:
         stage: the stage.
         kind: class of its records.
-        work: computes a shard from all records so far; the share that it tells is that of the records that are missing.
+        work: computes a shard from all records so far; the share that it reports is that of the records that are missing.
         executor: calls the work.
         wanted: number of records.
         most: maximum number of shards.
