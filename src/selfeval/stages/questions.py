@@ -119,7 +119,7 @@ class WriteQuestions:
             yield Request(model.templates.prompt("ask", examples=examples), config.temperature, config.top_p)
 
     def _told(self, tell: Callable[[float], None], before: int, now: int, asked: int) -> Callable[[int], None]:
-        """Return a callback that counts samples and reports which share of the missing questions there are, as if most were good.
+        """Return a callback that counts samples and reports the share of the missing questions, as if most were good.
 
         Args:
             tell: receives the share.
