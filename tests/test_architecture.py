@@ -19,7 +19,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("bench",),
-    ("planner", "suitability"),
+    ("planner", "suitability", "view"),
     ("judge_benchmark", "policy_comparison"),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),

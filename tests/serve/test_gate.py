@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from typer.testing import CliRunner
 
 from processes import selfeval
-from selfeval.cli import serving
+from selfeval.cli import server_options
 from selfeval.cli.app import app
 from selfeval.serve import gate
 from selfeval.serve.gate import Access, Gate, is_loopback
@@ -71,7 +71,7 @@ def test_options_that_cannot_be_used_are_refused_before_the_model_is_loaded(
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch, toy_run: ToyRun) -> None:
-    monkeypatch.setattr(serving, "find_spec", lambda name: None if name == "prometheus_client" else object())
+    monkeypatch.setattr(server_options, "find_spec", lambda name: None if name == "prometheus_client" else object())
     found = CliRunner().invoke(app, ["serve", str(toy_run.folder)])
     assert found.exit_code == 2
     assert "needs the package prometheus-client; install it with: pip install 'self-evaluator[serve]'" in found.stderr

@@ -15,10 +15,11 @@ import pytest
 from selfeval.errors import InputError, RunFolderError, StorageError
 from selfeval.prompt import Prompt
 from selfeval.serve.api_errors import ApiError, api_error_from
-from selfeval.serve.app import Application, make_app
+from selfeval.serve.app import make_app
 from selfeval.serve.gate import Access
 from selfeval.serve.limits import Limits
 from selfeval.serve.metrics import Metrics
+from selfeval.serve.process import Application
 from selfeval.serve.served_run import ServedRun
 from selfeval.serve.service import Service
 from selfeval.serve.worker import Worker

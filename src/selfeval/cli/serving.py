@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
-import sys
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfeval.cli.failures import clear_errors
 from selfeval.cli.libraries import quiet_libraries
-from selfeval.errors import InputError, MissingPackageError
+from selfeval.cli.server_options import check_server_packages, page_link, say, server_address, server_token
 from selfeval.texts import visible
 
-__all__ = ["serve"]
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
-_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+__all__ = ["serve"]
 
 
 def serve(
@@ -56,6 +53,7 @@ def serve(
             help="Execute custom code shipped with the model. Recipes and run folders cannot enable this.",
         ),
     ] = False,
+    view: Annotated[bool, typer.Option("--view", help="Also serve the pages of `selfeval view` for this run.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback on errors.")] = False,
 ) -> None:
     """Serve the policy, the base and the evaluator of a run over HTTP, in OpenAI's, Cohere's and Jina's formats.
@@ -72,12 +70,12 @@ def serve(
         from selfeval.runs.reader import RunReader
 
         RunReader(folder)  # refuses a folder that is not a run before loading the libraries
-        _check_packages()
+        check_server_packages("selfeval serve")
         from selfeval.serve.gate import Access, is_loopback
         from selfeval.serve.limits import Limits
-        from selfeval.serve.server import listen
+        from selfeval.serve.process import listen
 
-        access = Access(_token(token, no_token, open_to_network, host, is_loopback(host)), is_loopback(host))
+        access = Access(server_token(token, no_token, open_to_network, host, is_loopback(host)), is_loopback(host))
         listener = listen(host, port)
         quiet_libraries()
         from selfeval.serve.served_run import ServedRun
@@ -86,45 +84,25 @@ def serve(
         run = ServedRun.load(folder, trust_remote_code=trust_remote_code)
         limits = Limits(max_body_bytes, max_prompt_tokens, max_tokens, max_n, max_texts, places, queue)
         lines = [
-            f"Serving {visible(str(folder))} at {_address(listener)}/v1 (models: {', '.join(run.names)})",
+            f"Serving {visible(str(folder))} at {server_address(listener)}/v1 (models: {', '.join(run.names)})",
+            f"Pages: {page_link(listener, access.token)}" if view else "",
             f"Token: {access.token}" if access.token is not None and token is None else "",
         ]
         ready = "\n".join(filter(None, lines))
-        serve_run(run, listener, access, limits, drain_seconds=drain_seconds, ready=lambda: _say(ready))
-
-
-def _check_packages() -> None:
-    """Refuse to start without the packages of the extra.
-
-    Raises:
-        MissingPackageError: one is missing.
-    """
-    for package in _PACKAGES:
-        if find_spec(package) is None:
-            raise MissingPackageError("selfeval serve", package.replace("_", "-"), "serve")
-
-
-def _token(token: str | None, no_token: bool, open_to_network: bool, host: str, loopback: bool) -> str | None:
-    """Return the token to ask for; None for none."""
-    if not no_token:
-        if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
-            raise InputError("--token must be one or more printable ASCII characters without a space at either end")
-        return secrets.token_urlsafe(24) if token is None else token
-    if token is not None:
-        raise InputError("got both --token and --no-token (or the variable SELFEVAL_TOKEN is set); keep one of them")
-    if not loopback and not open_to_network:
-        raise InputError(
-            f"--no-token with --host {host} would let every machine that can reach it use the model; remove --no-token, or add "
-            "--open-to-network if that is intended"
+        serve_run(
+            run,
+            listener,
+            access,
+            limits,
+            drain_seconds=drain_seconds,
+            ready=lambda: say(ready),
+            pages=_pages(folder) if view else None,
         )
-    return None
 
 
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _pages(folder: Path) -> APIRouter:
+    """Return the pages of `selfeval view` for one run."""
+    from selfeval.view.app import view_router
+    from selfeval.view.opened import OpenedRuns
 
-
-def _say(text: str) -> None:
-    typer.echo(text)
-    sys.stdout.flush()
+    return view_router(OpenedRuns([folder]))

@@ -16,7 +16,7 @@ from selfeval.report.reading import read_report
 from selfeval.report.summary import evaluator_accuracy, undecided
 from selfeval.runs.reader import RunReader
 
-__all__ = ["ListedRun", "list_runs"]
+__all__ = ["ListedRun", "list_runs", "listed_run", "run_folders"]
 
 _DEEPEST = 4
 """Number of levels of folders that are searched."""
@@ -63,7 +63,12 @@ def list_runs(folder: Path) -> list[ListedRun]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; pass one that contains run folders (default: runs)")
-    return [_listed(found) for found in _run_folders(folder, _DEEPEST)]
+    return [listed_run(found) for found in run_folders(folder)]
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folders with a run.json in a folder, which may itself be one, in order."""
+    return list(_run_folders(folder, _DEEPEST))
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -80,7 +85,8 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
             yield from _run_folders(path, depth - 1)
 
 
-def _listed(folder: Path) -> ListedRun:
+def listed_run(folder: Path) -> ListedRun:
+    """Return the row of a run; see `list_runs`."""
     found = ListedRun(folder)
     try:
         reader = RunReader(folder)

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from selfeval import __version__
 from selfeval.backbone.adapters import BASE
 from selfeval.serve import completions, embeddings, scores, status
 from selfeval.serve.api_errors import ErrorBody, handle_errors
 from selfeval.serve.gate import Access, Gate
+from selfeval.serve.process import Application
 from selfeval.serve.replies import ClientGone
 from selfeval.serve.served_run import SCORER, ServedRun
 from selfeval.serve.service import Service
 
-__all__ = ["Application", "make_app"]
+__all__ = ["make_app"]
 
 
-class Application:
-    """The application with its gate.
-
-    Attributes:
-        api: the endpoints.
-        gate: admits and counts requests.
-    """
-
-    def __init__(self, api: FastAPI, gate: Gate) -> None:
-        self.api, self.gate = api, gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.gate(scope, receive, send)
-
-
-def make_app(service: Service, access: Access) -> Application:
+def make_app(service: Service, access: Access, pages: APIRouter | None = None) -> Application:
     """Return the application.
 
     Args:
         service: the run and its worker, which must be started by the caller.
         access: who may use it.
+        pages: Optional. The pages of `selfeval view`. Default: none.
     """
     # The pages of /docs load scripts from another server, so there are none.
     api = FastAPI(
@@ -53,6 +39,8 @@ def make_app(service: Service, access: Access) -> Application:
     )
     for module in (completions, scores, embeddings, status):
         api.include_router(module.router)
+    if pages is not None:
+        api.include_router(pages)
     schema = api.openapi()
     _name_models(schema, service.run)
     handle_errors(api)

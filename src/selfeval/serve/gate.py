@@ -12,10 +12,12 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from selfeval.serve.api_errors import ApiError, error_response
 from selfeval.serve.metrics import Metrics
+from selfeval.serve.page_access import PageAccess, is_page, problem_page
 
 __all__ = ["Access", "Gate", "authorized", "is_loopback"]
 
@@ -68,15 +70,16 @@ class Gate:
         app: the application.
         access: who may use it.
         body_bytes: maximum size of a body.
-        metrics: receives a count and the seconds of every request.
+        metrics: Optional. Receives a count and the seconds of every request. Default: none are kept.
 
     Attributes:
         draining: whether new requests are refused with 503.
         active: number of requests that are being answered, without those to `/health`.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, body_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, access: Access, body_bytes: int, metrics: Metrics | None = None) -> None:
         self._app, self._access, self._body_bytes, self._metrics = app, access, body_bytes, metrics
+        self._pages = PageAccess(access.token)
         self.draining, self.active = False, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,17 +108,28 @@ class Gate:
                 raise
         finally:
             self.active -= is_counted
+            self._measure(scope, status, time.monotonic() - begun)
+
+    def _measure(self, scope: Scope, status: int, seconds: float) -> None:
+        if self._metrics is not None:
             path = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(path, str(status)).inc()
-            self._metrics.seconds.labels(path).observe(time.monotonic() - begun)
+            self._metrics.seconds.labels(path).observe(seconds)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         scope.setdefault("state", {})["authorized"] = self._access.allows(headers)
-        if error := self._refusal(scope, headers):
-            await error_response(error)(scope, receive, send)
+        if response := self._response(scope, headers):
+            await response(scope, receive, send)
         else:
             await self._app(scope, self._limited(receive), send)
+
+    def _response(self, scope: Scope, headers: Headers) -> Response | None:
+        """Return the response to a request that does not reach the application."""
+        error = self._refusal(scope, headers)
+        if not is_page(scope["path"]):
+            return None if error is None else error_response(error)
+        return self._pages.respond(scope, headers) if error is None else problem_page(error.status, error.message)
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> ApiError | None:
         if not self._access.names_this_machine(headers.get("host", "")):
@@ -126,7 +140,7 @@ class Gate:
             )
         if scope["path"] == _OPEN:
             return None
-        if not scope["state"]["authorized"]:
+        if not scope["state"]["authorized"] and not is_page(scope["path"]):
             message = (
                 "missing or wrong token; send the header `Authorization: Bearer TOKEN` with the token printed at the start"
             )
