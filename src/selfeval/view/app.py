@@ -10,7 +10,8 @@ from selfeval.serve.api_errors import handle_errors
 from selfeval.serve.gate import Access, Gate
 from selfeval.serve.page_access import PAGES
 from selfeval.serve.process import Application
-from selfeval.view import overview, run_list, static
+from selfeval.view import label_page, overview, run_list, static
+from selfeval.view.label_desk import LabelDesk
 from selfeval.view.opened import OpenedRuns
 
 __all__ = ["make_view", "view_router"]
@@ -18,27 +19,34 @@ __all__ = ["make_view", "view_router"]
 _BODY_BYTES = 1 << 20
 
 
-def view_router(runs: OpenedRuns) -> APIRouter:
-    """Return the routes of all pages, under `/view`."""
+def view_router(runs: OpenedRuns, desk: LabelDesk | None = None) -> APIRouter:
+    """Return the routes of all pages, under `/view`.
+
+    Args:
+        runs: the runs to show.
+        desk: Optional. How pairs are labelled. Default: pairs of test questions, by a rater who gives a name on the page.
+    """
+    labels = LabelDesk() if desk is None else desk
 
     def remember(request: Request) -> None:
-        request.state.runs = runs
+        request.state.runs, request.state.desk = runs, labels
 
     router = APIRouter(prefix=PAGES, include_in_schema=False, dependencies=[Depends(remember)])
-    for module in (static, run_list, overview):
+    for module in (static, run_list, label_page, overview):
         router.include_router(module.router)
     return router
 
 
-def make_view(runs: OpenedRuns, access: Access) -> Application:
+def make_view(runs: OpenedRuns, access: Access, desk: LabelDesk | None = None) -> Application:
     """Return an application that serves the pages alone.
 
     Args:
         runs: the runs to show.
         access: who may use it.
+        desk: Optional. See `view_router`.
     """
     api = FastAPI(title="Self-Evaluator", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    api.include_router(view_router(runs))
+    api.include_router(view_router(runs, desk))
     api.add_api_route("/", _to_pages)
     api.add_api_route("/health", _health)
     handle_errors(api)
