@@ -26,6 +26,9 @@ class Lengths:
         self.passes: list[list[str]] = []
         self.each: Callable[[], Any] = lambda: None
 
+    def unanswered(self, questions: list[str]) -> list[str]:
+        return []
+
     def score(self, questions: list[str], replies: list[str]) -> list[float]:
         assert len(questions) == len(replies)
         self.passes.append(replies)
@@ -43,7 +46,7 @@ def started(worker: Worker) -> Iterator[None]:
 
 
 def worker_of(evaluator: Lengths) -> Worker:
-    run: Any = SimpleNamespace(guides={}, evaluator=evaluator)
+    run: Any = SimpleNamespace(guides={}, evaluator=evaluator, context=None)
     return Worker(run, Limits())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,6 +214,24 @@ class Evaluator(TrainedModel):
 
         return evaluator_reward
 
+    # -- reference answers ----------------------------------------------------------------------------------------------
+
+    def unanswered(self, questions: Sequence[AnyQuestion]) -> list[Question]:
+        """Return the questions, each once, whose reference answer a score needs and that have none yet.
+
+        `score` generates them; a server may do it before, and pass them to `remember_answer`.
+
+        Raises:
+            InputError: a conversation is malformed.
+        """
+        if not self._reads_reference:
+            return []
+        return self._new(question_from(question) for question in questions)
+
+    def remember_answer(self, question: Question, answer: str) -> None:
+        """Take the base's greedy reply to a question as its reference answer."""
+        self._reference_answers[question] = answer
+
     # -- inside ---------------------------------------------------------------------------------------------------------
 
     def _scores(self, questions: Sequence[Question], replies: Sequence[str]) -> list[float]:
@@ -236,10 +254,13 @@ class Evaluator(TrainedModel):
         """Generate and cache reference answers if the grade template shows them; trainers repeat each question often."""
         if len(self._reference_answers) > _MOST_REFERENCE_ANSWERS:  # a server never stops asking new questions
             self._reference_answers.clear()
-        new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
-        if new and self._reads_reference:
-            check_conversations(self._model.templates, new)
+        if new := self._new(questions) if self._reads_reference else []:
             self._reference_answers.update(zip(new, self._model.reference_answers(new), strict=True))
+
+    def _new(self, questions: Iterable[Question]) -> list[Question]:
+        new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
+        check_conversations(self._model.templates, new)
+        return new
 
     @property
     def _reads_reference(self) -> bool:

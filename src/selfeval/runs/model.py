@@ -76,9 +76,13 @@ class RunModel:
         """Markers and limit of the thinking before a reply; None if the model has no tokens for it."""
         return self.templates.thinking(self.config.replies.max_thinking_tokens)
 
+    def reference_request(self, question: Question) -> Request:
+        """Return the request of the base's greedy reply to a question."""
+        return Request(self.templates.reply_prompt(question), temperature=0.0)
+
     def reference_answers(self, questions: Sequence[Question]) -> list[str]:
         """Return the base's greedy reply to each question, which some grade templates show to the evaluator."""
-        requests = [Request(self.templates.reply_prompt(question), temperature=0.0) for question in questions]
+        requests = [self.reference_request(question) for question in questions]
         limit, batch_size = self.reply_limit, self.config.backbone.rollout_batch_size
         with self.backbone.acting_as(BASE):
             rollouts = generate(

@@ -14,7 +14,8 @@ from selfeval.backbone.load import LoadedModel
 from selfeval.rollout.live import NewToken
 from selfeval.rollout.requests import Request, Rollout
 from selfeval.rollout.stop_strings import before_stop
-from selfeval.serve.worker import Sampling, Worker
+from selfeval.serve.sampling import Sampling
+from selfeval.serve.worker import Worker
 
 __all__ = ["ClientGone", "Event", "SampledReply", "Spec", "replies_to", "sampled", "unless_gone"]
 

@@ -1,8 +1,9 @@
 """The thread that owns the backbone: it alternates between decoding steps and scoring passes.
 
 All passes run here, so that a single copy of the base needs no lock. Replies of a role share one `LiveBatch`; the batches of
-several roles take turns, one step each. Scoring requests that wait are scored together, between steps. Large requests are
-split, so that others need not wait for all of their texts, and end early if their client has left.
+several roles take turns, one step each. Scoring requests that wait are scored together, between steps; the reference answers
+that they need are sampled before, in the batch of the base. Large requests are split, so that others need not wait for all of
+their texts, and end early if their client has left.
 """
 
 from __future__ import annotations
@@ -18,48 +19,21 @@ from typing import Any, TypeVar, cast
 import torch
 
 from selfeval.errors import SelfEvalError
-from selfeval.rollout.live import LiveBatch, NewToken, Ticket
-from selfeval.rollout.requests import Request, Rollout
+from selfeval.rollout.live import LiveBatch
+from selfeval.rollout.requests import Rollout
 from selfeval.runs.conversations import AnyQuestion
 from selfeval.serve.limits import Limits
+from selfeval.serve.reference_answers import ReferenceAnswers
+from selfeval.serve.sampling import Sampling
 from selfeval.serve.served_run import ServedRun
 
-__all__ = ["Sampling", "Worker"]
+__all__ = ["Worker"]
 
 R = TypeVar("R")
 
 _LOG = logging.getLogger(__name__)
 _TEXTS_PER_PASS = 64
 """Texts that are scored between two decoding steps."""
-
-
-@dataclass(eq=False)
-class Sampling:
-    """A reply that waits, is being sampled, or has ended.
-
-    The callbacks are called in the worker's thread, `on_end` or `on_error` once at most.
-
-    Attributes:
-        role: role that replies.
-        request: prompt and sampling parameters.
-        seed: seed of its random stream.
-        limit: maximum number of new tokens.
-        top: number of likeliest tokens to report.
-        thinks: whether a chain of thought is recognized.
-        on_token, on_end, on_error: callbacks.
-    """
-
-    role: str
-    request: Request
-    seed: int
-    limit: int
-    top: int
-    thinks: bool
-    on_token: Callable[[NewToken], None] | None
-    on_end: Callable[[Rollout], None]
-    on_error: Callable[[Exception], None]
-    ticket: Ticket | None = field(default=None, init=False)
-    cancelled: bool = field(default=False, init=False)
 
 
 @dataclass(eq=False)
@@ -115,6 +89,8 @@ class Worker:
         self._work: deque[Callable[[], None]] = deque()
         self._steps: deque[_Steps] = deque()
         self._scoring: deque[_Scoring] = deque()
+        self._unanswered: set[_Scoring] = set()
+        self._answers = ReferenceAnswers(run, self._room, self._add)
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="selfeval-worker", daemon=True)
 
@@ -142,9 +118,7 @@ class Worker:
     def score(self, questions: Sequence[AnyQuestion], replies: Sequence[str]) -> Future[list[float]]:
         """Score replies, one question each, in a pass that they may share with other requests."""
         waiting = _Scoring(questions, replies)
-        with self._changed:
-            self._scoring.append(waiting)
-            self._changed.notify()
+        self._put(lambda: self._prepare(waiting))
         return waiting.future
 
     def call(self, steps: Sequence[Callable[[], R]]) -> Future[list[R]]:
@@ -168,7 +142,7 @@ class Worker:
     @property
     def scoring(self) -> int:
         """Number of scoring requests that wait."""
-        return len(self._scoring)
+        return len(self._scoring) + len(self._unanswered)
 
     @property
     def cache_bytes(self) -> int:
@@ -192,13 +166,12 @@ class Worker:
                     return
                 work, self._work = self._work, deque()
                 steps = self._steps.popleft() if self._steps else None
-                scoring = self._next_scoring()
             for one in work:
                 _guarded(one)
             if steps is not None and steps.advance():
                 with self._changed:
                     self._steps.append(steps)  # after the others, so that a large one does not delay a small one
-            self._score(scoring)
+            self._score(self._next_scoring())
             for role, live in self._live.items():
                 if live:
                     self._step(role)
@@ -235,18 +208,22 @@ class Worker:
     def _batch(self, role: str) -> LiveBatch:
         """Return the batch of a role, made when it is first used: its cache is allocated once."""
         if role not in self._batches:
-            limits, context = self._limits, self._run.context
-            most = limits.prompt_tokens + limits.reply_tokens
             self._batches[role] = LiveBatch(
                 self._run.model.backbone,
                 role,
-                places=limits.places,
-                max_tokens=most if context is None else min(most, context),
+                places=self._limits.places,
+                max_tokens=self._room,
                 guide=self._run.guides[role],
                 # Thinking has no separate limit: `max_tokens` bounds all tokens, as in OpenAI's API.
                 thinking=self._run.model.templates.thinking(),
             )
         return self._batches[role]
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt with its reply in a batch."""
+        most, context = self._limits.prompt_tokens + self._limits.reply_tokens, self._run.context
+        return most if context is None else min(most, context)
 
     def _remove(self, sampling: Sampling) -> None:
         sampling.cancelled = True
@@ -264,6 +241,23 @@ class Worker:
             self._batches.pop(role, None)
             for sampling in failed:
                 sampling.on_error(error)
+
+    def _prepare(self, scoring: _Scoring) -> None:
+        """Let a scoring request wait for its reference answers, then for a pass."""
+
+        def answered(error: Exception | None) -> None:
+            self._unanswered.discard(scoring)
+            if error is not None:
+                _settle(scoring.future, error=error)
+            else:
+                self._scoring.append(scoring)
+
+        self._unanswered.add(scoring)
+        try:
+            self._answers.need(scoring.questions, answered)
+        except Exception as error:  # a malformed question; the caller receives it
+            _log(error)
+            answered(error)
 
     def _next_scoring(self) -> list[_Scoring]:
         """Take scoring requests for one pass: at least one, and more while their texts fit."""
@@ -295,9 +289,7 @@ class Worker:
             one.scores += [next(scores) for _ in one.replies[part]]
             if part.stop == len(one.replies):
                 _settle(one.future, one.scores)
-        rest = [one for one in asked if len(one.scores) < len(one.replies)]
-        with self._changed:
-            self._scoring.extendleft(reversed(rest))
+        self._scoring.extendleft(reversed([one for one in asked if len(one.scores) < len(one.replies)]))
 
     def _scores(self, asked: Sequence[_Scoring]) -> list[float]:
         evaluator = self._run.evaluator

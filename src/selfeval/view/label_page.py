@@ -8,13 +8,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-
 from markupsafe import Markup
 
 from selfeval.errors import InputError
 from selfeval.quality.statistics import Figure
-from selfeval.report.drawing import interval_tracks
 from selfeval.report.charts import Track
+from selfeval.report.drawing import interval_tracks
 from selfeval.report.figures import cells, describe
 from selfeval.report.labels import human_labels, threshold_sentence
 from selfeval.report.schema import HumanLabels
