@@ -20,6 +20,8 @@ __all__ = [
     "ComparedReplies",
     "Drop",
     "Evidence",
+    "Label",
+    "LabelChoice",
     "Message",
     "Pair",
     "PairwiseEvidence",
@@ -383,6 +385,45 @@ class ScoredPair:
     disagreement: float
     gold_first: bool | None
     gold_second: bool | None
+
+
+class LabelChoice(StrEnum):
+    """Answer of a person who compares two replies; `first` and `second` are positions as shown.
+
+    SKIP: the person cannot or does not want to decide.
+    UNDO: the person takes back the previous answer to this pair.
+    """
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+    SKIP = "skip"
+    UNDO = "undo"
+
+
+@dataclass(frozen=True)
+class Label:
+    """A person's answer to which of two replies is better: a line of labels.jsonl.
+
+    A later answer of the same rater to the same pair replaces the earlier one; both lines are kept.
+
+    Attributes:
+        first, second: reply ids, in the order in which the replies were shown.
+        choice: the answer.
+        rater: name of the person.
+        time: when it was given: ISO 8601, UTC.
+        for_training: whether the pair may be trained on; then it is a pair of a training question.
+        texts: fingerprint of the question and both replies. The label counts as long as the run has these texts.
+    """
+
+    question_id: str
+    first: str
+    second: str
+    choice: LabelChoice
+    rater: str
+    time: str
+    for_training: bool
+    texts: str
 
 
 @dataclass(frozen=True)

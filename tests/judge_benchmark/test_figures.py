@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from selfeval.config import VerdictsConfig
-from selfeval.judge_benchmark.figures import Case, Measured, choice_of, credit_of, measure, share
+from selfeval.judge_benchmark.figures import Case, Measured, choice_of, measure, share
 from selfeval.judge_benchmark.judging import Outcome
 from selfeval.judge_benchmark.pairs import Label, LabelledPair
 from selfeval.judging.protocol import Judgement
+from selfeval.quality.label_agreement import credit_of
 from selfeval.records import PairwiseEvidence
 
 CONFIG = VerdictsConfig(keep=0.8)

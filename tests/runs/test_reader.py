@@ -72,10 +72,23 @@ def test_an_unknown_kind_suggests_the_nearest(run: RunReader) -> None:
         run.records("verdict")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "labels"])
 def test_a_kind_that_is_not_written_yet_says_so(run: RunReader, kind: str) -> None:
     with pytest.raises(RunFolderError, match=rf"has no {kind} yet: the stage \w+ has not written any"):
         run.records(kind)
+
+
+def test_nobody_has_to_label(run: RunReader) -> None:
+    assert run.records("labels") == []
+
+
+def test_a_label_that_was_cut_off_is_not_read(run: RunReader) -> None:
+    path = _shard(run, "labels.jsonl", [{"question_id": "q0"}])
+    path.write_text(path.read_text() + '{"question_id": "q')
+    assert [row["question_id"] for row in run.rows("labels")] == ["q0"]
+    path.write_text('{"question_id": "q\n' + path.read_text())
+    with pytest.raises(RunFolderError, match=r"labels\.jsonl, line 1 is damaged .* restore the file from a backup"):
+        list(run.rows("labels"))
 
 
 def test_a_finished_stage_that_wrote_none_has_none(run: RunReader, store: RunStore) -> None:

@@ -15,6 +15,7 @@ import typer
 from selfeval import __version__
 from selfeval.cli.benching import bench
 from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
+from selfeval.cli.labelling import label
 from selfeval.cli.libraries import quiet_libraries as _quiet_libraries
 from selfeval.cli.serving import serve
 from selfeval.cli.tuning import check_source, config_and_source, say_tuned
@@ -42,6 +43,7 @@ app.add_typer(lab, name="lab")
 app.add_typer(bench, name="bench")
 app.command()(serve)
 app.command()(view)
+app.command()(label)
 
 _RESUMES = "Nothing is lost: rerun the same command to resume."
 _NOTHING_CHANGED = "Nothing was changed; the same command starts from the beginning."

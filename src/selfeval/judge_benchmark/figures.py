@@ -11,6 +11,7 @@ from selfeval.evaluation.verdicts import is_consistent
 from selfeval.judge_benchmark.pairs import Label, LabelledPair
 from selfeval.quality.calibration import aurc
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
+from selfeval.quality.label_agreement import credit_of
 from selfeval.quality.statistics import Figure, clustered_mean, mean_figure, proportion
 from selfeval.records import Verdict, VerdictState
 
@@ -21,7 +22,6 @@ __all__ = [
     "Measured",
     "Scores",
     "choice_of",
-    "credit_of",
     "length_of",
     "measure",
     "share",
@@ -137,11 +137,6 @@ def choice_of(verdict: Verdict) -> Label | None:
 def length_of(pair: LabelledPair) -> int:
     """Return how many characters the first reply is longer than the second."""
     return len(pair.first) - len(pair.second)
-
-
-def credit_of(preference: float, label: Label | None) -> float:
-    """Return 1 if a preference for the first reply (positive) or the second (negative) is people's, 0 if not, 1/2 for none."""
-    return 0.5 if preference == 0 else float((preference > 0) == (label == "first"))
 
 
 def _preference_of_judge(case: Case) -> float:

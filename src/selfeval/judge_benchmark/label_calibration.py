@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfeval.config import JUDGES, VerdictsConfig
-from selfeval.judge_benchmark.figures import Case, credit_of
+from selfeval.judge_benchmark.figures import Case
 from selfeval.judging.calibrated import looks_of
 from selfeval.judging.protocol import Judgement
 from selfeval.quality.calibration import calibration_error
 from selfeval.quality.judge_calibration import Calibration, Looks, fit_to_labels
+from selfeval.quality.label_agreement import credit_of
 from selfeval.quality.selective_risk import Threshold, choose_threshold
 from selfeval.quality.statistics import Figure
 from selfeval.records import Verdict, VerdictState

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-__all__ = ["LABELS", "Label", "LabelledPair", "in_random_order", "majority", "merged", "sampled"]
+from selfeval.quality.label_agreement import majority
+
+__all__ = ["LABELS", "Label", "LabelledPair", "in_random_order", "merged", "sampled"]
 
 Label = Literal["first", "second", "tie"]
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -42,19 +43,6 @@ class LabelledPair:
         """The same pair with the replies in the other order."""
         labels = tuple(_SWAPPED[label] for label in self.labels)
         return replace(self, first=self.second, second=self.first, labels=labels)
-
-
-def majority(labels: Sequence[Label]) -> Label | None:
-    """Return the most frequent label; None if there is none, or if several are as frequent.
-
-    Example:
-        >>> majority(["first", "tie", "first"]), majority(["first", "tie", "second"])
-        ('first', None)
-    """
-    counts = Counter(labels).most_common(2)
-    if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
-        return None
-    return counts[0][0]
 
 
 def in_random_order(question: str, chosen: str, rejected: str, subset: str = "") -> LabelledPair:

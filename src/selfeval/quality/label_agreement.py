@@ -1,21 +1,43 @@
-"""Agreement of raters on nominal labels, corrected for chance.
+"""Labels of several raters: their majority, the credit of a preference, and their agreement corrected for chance.
 
 Shapes: N cases (for alpha, those with two labels or more), L labels, R bootstrap resamples.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selfeval.quality.statistics import Figure, bootstrap_interval
 
-__all__ = ["cohen_kappa", "krippendorff_alpha"]
+__all__ = ["cohen_kappa", "credit_of", "krippendorff_alpha", "majority"]
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
+
+L = TypeVar("L", bound=Hashable)
+
+
+def majority(labels: Sequence[L]) -> L | None:
+    """Return the most frequent label; None if there is none, or if several are as frequent.
+
+    Example:
+        >>> majority(["first", "tie", "first"]), majority(["first", "tie", "second"])
+        ('first', None)
+    """
+    counts = Counter(labels).most_common(2)
+    if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
+        return None
+    return counts[0][0]
+
+
+def credit_of(preference: float, label: str | None) -> float:
+    """Return 1 if a preference for the first reply (positive) or the second (negative) is people's, 0 if not, 1/2 for none."""
+    return 0.5 if preference == 0 else float((preference > 0) == (label == "first"))
 
 
 def cohen_kappa(ours: Sequence[Hashable], theirs: Sequence[Hashable], *, seed: int = 0, resamples: int = 2000) -> Figure:

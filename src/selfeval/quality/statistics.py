@@ -81,7 +81,7 @@ class Figure:
         }
 
 
-def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, *, confidence: float = 0.95) -> tuple[float, float]:
     """Compute Wilson's score interval of a probability.
 
     (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n),   p = successes / n
@@ -91,7 +91,7 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tupl
 
     Args:
         successes: number of successes, in [0, n].
-        n: number of independent cases, >= 0.
+        n: number of independent cases, >= 0; for weighted or clustered cases their effective number, which need not be whole.
         confidence: coverage, in (0, 1). Default: 0.95.
 
     Returns:

@@ -38,6 +38,8 @@ __all__ = [
     "FirstPairs",
     "Fits",
     "Hidden",
+    "HumanLabels",
+    "HumanThreshold",
     "JudgeCalibration",
     "JudgeMember",
     "JudgeProbe",
@@ -798,6 +800,69 @@ class Server(Part):
     """Price of the tokens, in the currency of the prices. Absent without `price_read` and `price_written`."""
 
 
+class HumanThreshold(Part):
+    """The evaluator's threshold from labels of people: the smallest confidence with the wanted error rate."""
+
+    sure: _Rounded | None
+    """The confidence below which the evaluator is unsure. `null` if the labels show none with the wanted error rate; then 0.8
+    applies."""
+    error: float
+    """Wanted error rate among the pairs on which the evaluator is sure."""
+    delta: float
+    """Maximum probability that the true error rate is higher."""
+    pairs: int
+    """Decided pairs that it rests on: those that were drawn uniformly, one per question."""
+    selected: int
+    """Pairs among them at or above the confidence."""
+    needed: int
+    """Fewest selected pairs with which a threshold can pass, if the evaluator is right on all of them."""
+    risk: _Figure
+    """Measured error rate on the selected pairs. Wilson."""
+    bound: _Rounded | None
+    """Upper confidence bound of the error rate on such pairs. `null` without a selected pair."""
+    coverage: _Figure
+    """Share of the pairs that are selected. Wilson."""
+
+
+class HumanLabels(Part):
+    """Labels of people on judged test pairs; see [labels of people](#labels-of-people)."""
+
+    pairs: int
+    """Judged test pairs, which the figures are about."""
+    labelled: int
+    """Pairs with a label of at least one person."""
+    decided: int
+    """Pairs of which the majority of people prefers one reply."""
+    ties: int
+    """Pairs that the majority calls a tie."""
+    skipped: int
+    """Pairs that every person who saw them skipped."""
+    raters: int
+    """Number of people."""
+    labels: int
+    """Labels of all people, without skipped pairs."""
+    unused: int
+    """Labels of texts that are not in the run any more."""
+    for_training: int
+    """Labels on pairs of training questions, which are trained on and count in no figure."""
+    evaluator: _Figure
+    """Share of pairs on which the evaluator prefers the reply that people prefer. LURE, Wilson with the effective number of
+    pairs; `n` counts questions."""
+    judge: _Figure
+    """The same for the judge, on pairs with a readable verdict."""
+    judge_kept: _Figure
+    """The same for the judge, on pairs whose verdict was kept."""
+    kappa: _Figure | None
+    """Agreement between people: Cohen's kappa for two, Krippendorff's alpha for more, on pairs that several labelled.
+    Bootstrap. `null` for one person."""
+    more_labels: int | None
+    """Further pairs that halve the width of the interval of `evaluator`. `null` without a decided pair."""
+    gold: bool
+    """Whether the labels are the gold of this report, because the run has no other."""
+    threshold: HumanThreshold
+    """The threshold."""
+
+
 class Evaluation(Part):
     """evaluation/figures.json: the parts of the report that need the model, as measured by the evaluation stage."""
 
@@ -835,6 +900,8 @@ class Report(Part):
     """Replies that the token limit cut off."""
     steps: Steps | None = _absent_if_none()
     """The step evaluator. Absent without `steps.enabled`."""
+    labels: HumanLabels | None = _absent_if_none()
+    """Labels of people. Absent without labels."""
     rounds: tuple[Round, ...] | None = _absent_if_none()
     """One row per finished round. Only with `rounds` above 1, and only in the run's own report."""
     dropped: Dropped

@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from selfeval.config import BackboneConfig, RunConfig, config_of_run, nearest
 from selfeval.errors import InputError, RunFolderError
+from selfeval.labelling.label_file import LABELS
 from selfeval.links import OF_OTHERS, entries, refuse_links
 from selfeval.records import (
     ComparedReplies,
     Drop,
+    Label,
     Pair,
     Question,
     ReferenceAnswer,
@@ -35,6 +37,7 @@ __all__ = ["KINDS", "RunReader", "SplitName", "backbone_config", "pairs_of", "ro
 
 SplitName = Literal["train", "test"]
 
+_REPAIR = "correct or remove this line, or restore the file from a backup"
 _REDO = "remove this file and regenerate it: selfeval run --output DIR"
 
 
@@ -68,10 +71,10 @@ def backbone_config(config: RunConfig, run: Mapping[str, Any]) -> BackboneConfig
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of record: its class, the stage that writes it, and the files (glob patterns) that hold it."""
+    """A kind of record: its class, the stage that writes it (None: people), and the files (glob patterns) that hold it."""
 
     record: Any
-    stage: str
+    stage: str | None
     files: tuple[str, ...]
 
     @property
@@ -90,6 +93,7 @@ KINDS: Mapping[str, _Kind] = {
     "sampled": _Kind(Sampled, "policy", ("policy/shard-*.jsonl",)),
     "scored": _Kind(ScoredPair, "evaluation", ("evaluation/scored.jsonl",)),
     "compared": _Kind(ComparedReplies, "evaluation", ("evaluation/compared.jsonl",)),
+    "labels": _Kind(Label, None, (LABELS,)),
     "dropped": _Kind(Drop, "questions", ("dropped/*/shard-*.jsonl",)),
 }
 """Every kind of record of a run, by name."""
@@ -188,7 +192,7 @@ class RunReader:
         paths = self._paths(kind)
         belongs = self._filter(kind, None if split is None else _split(split))
         for path in paths:
-            yield from filter(belongs, self._rows_of(path))
+            yield from filter(belongs, self._rows_of(path, appended=_kind(kind).stage is None))
 
     def _filter(self, kind: str, split: Split | None) -> Callable[[dict[str, Any]], bool]:
         """Return a predicate for records of a split; a record without a split has that of the question it refers to."""
@@ -206,17 +210,18 @@ class RunReader:
     def _paths(self, kind: str) -> list[Path]:
         found = [path for pattern in _kind(kind).files for path in sorted(self.folder.glob(pattern))]
         stage = _kind(kind).stage
-        if not found and not self.is_finished(stage):
+        # Nobody has to label: a run without labels has none.
+        if not found and stage is not None and not self.is_finished(stage):
             raise RunFolderError(
                 f"{self.folder} has no {kind} yet: the stage {stage} has not written any. Wait while the run is in progress, "
                 f"or resume it: selfeval run --output {self.folder}"
             )
         return found
 
-    def _rows_of(self, path: Path) -> Iterator[dict[str, Any]]:
+    def _rows_of(self, path: Path, *, appended: bool) -> Iterator[dict[str, Any]]:
         self.check([path])
         try:
-            yield from read_rows(path, _REDO)
+            yield from read_rows(path, _REPAIR if appended else _REDO, appended=appended)
         # Between listing and opening: no lock is held while a run may set results aside.
         except FileNotFoundError as error:
             raise RunFolderError(f"{path} was just set aside by a run with other settings; reopen the run") from error

@@ -1,0 +1,66 @@
+"""label_queue.json: the queue as it was drawn, so that labels keep their probabilities if the evaluator is trained again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfeval.errors import RunFolderError
+from selfeval.labelling.pairs import LabelPair, key_of
+from selfeval.labelling.queue import Draw
+from selfeval.store import read_object, write_json
+
+__all__ = ["QUEUE", "read_queue", "write_queue"]
+
+QUEUE = "label_queue.json"
+"""The file, in a run folder; written with the first label."""
+_REMEDY = "restore it from a backup; without it, labels are weighted as if they were drawn with the current evaluator"
+
+
+def write_queue(folder: Path, queue: Sequence[Draw]) -> None:
+    """Write the queue atomically.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    write_json(folder / QUEUE, {"draws": [_as_json(draw) for draw in queue]})
+
+
+def _as_json(draw: Draw) -> dict[str, Any]:
+    pair = draw.pair
+    identity = {"question_id": pair.question_id, "first": pair.first, "second": pair.second, "texts": pair.texts}
+    return {**identity, "weight": draw.weight, "rank": draw.rank, "uniform": draw.uniform}
+
+
+def read_queue(folder: Path, pairs: Sequence[LabelPair]) -> list[Draw] | None:
+    """Read the queue.
+
+    Args:
+        folder: the run folder.
+        pairs: the pairs of the run, with its current margins.
+
+    Returns:
+        The queue; None if there is none, or if it was drawn from other pairs.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = folder / QUEUE
+    if not path.exists():
+        return None
+    rows, known = read_object(path, "draws", remedy=_REMEDY)["draws"], {pair.key: pair for pair in pairs}
+    try:
+        found = [_draw(row, known) for row in rows]
+    except (TypeError, KeyError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
+    queue = [draw for draw in found if draw is not None]
+    return queue if len(queue) == len(rows) == len(pairs) else None
+
+
+def _draw(row: Mapping[str, Any], known: Mapping[Any, LabelPair]) -> Draw | None:
+    pair = known.get(key_of(row["question_id"], row["first"], row["second"]))
+    weight, rank, uniform = float(row["weight"]), int(row["rank"]), row["uniform"]
+    if not 0 < weight < float("inf") or not isinstance(uniform, bool):
+        raise ValueError(f"weight {weight}, uniform {uniform}")
+    return Draw(pair, weight, rank, uniform) if pair is not None and pair.texts == row["texts"] else None
