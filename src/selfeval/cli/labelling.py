@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
 from selfeval.cli.failures import clear_errors
+from selfeval.cli.server_options import check_server_packages
+from selfeval.cli.viewing import Host, NoToken, OpenBrowser, OpenToNetwork, PageOptions, PageToken, show_pages
 from selfeval.errors import InputError
 from selfeval.texts import safe_json, visible
 
@@ -36,18 +39,29 @@ def label(
         ),
     ] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="Number of pairs to answer (default: all).")] = None,
-    terminal: Annotated[bool, typer.Option("--terminal", help="Label on the terminal, or through a pipe (default).")] = True,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", help="Label on the terminal, or through a pipe, instead of in a browser.")
+    ] = False,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 0,
+    token: PageToken = None,
+    no_token: NoToken = False,
+    open_to_network: OpenToNetwork = False,
+    browser: OpenBrowser = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures from the labels so far as JSON, and end.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback on errors.")] = False,
 ) -> None:
     """Compare pairs of replies by hand: which one is better?
 
-    Replies are shown without scores and in random order. Keys: 1 first, 2 second, 0 tie, s skip, u undo, q quit. Answers are
-    appended to labels.jsonl in the run folder. After each one, the agreement of the evaluator and the judge with people is
-    estimated for all judged test pairs. With enough labels, the evaluator's threshold for "unsure" is set for an error of at
-    most 10%. Labels are gold in the report of a run without gold. Examples:
+    Opens a page on which replies are shown without scores and in random order; --terminal asks on the terminal. Keys: 1 first,
+    2 second, 0 tie, s skip, u undo. Answers are appended to labels.jsonl in the run folder. After each one, the agreement of
+    the evaluator and the judge with people is estimated for all judged test pairs. With enough labels, the evaluator's
+    threshold for "unsure" is set for an error of at most 10%. Labels are gold in the report of a run without gold. The page
+    needs the extra `serve`, and several people can use it at the same time. Examples:
 
-    selfeval label runs/mine --pairs 40
+    selfeval label runs/mine --rater ann
+
+    selfeval label runs/mine --terminal --pairs 40
 
     selfeval label runs/mine --json
     """
@@ -61,7 +75,21 @@ def label(
             typer.echo(safe_json(_figures(task).as_json(), indent=2))
             return
         session = LabelSession(task, _login() if rater is None else rater, pairs)
-        _ask_all(session, _typed_keys() if sys.stdin.isatty() else _piped_keys())
+        if terminal:
+            _ask_all(session, _typed_keys() if sys.stdin.isatty() else _piped_keys())
+            return
+        options = PageOptions(host, port, token, no_token, open_to_network, browser)
+        _open_page(session, pairs, options)
+
+
+def _open_page(session: LabelSession, most: int | None, options: PageOptions) -> None:
+    check_server_packages("selfeval label without --terminal")
+    from selfeval.view.label_desk import LabelDesk
+    from selfeval.view.opened import OpenedRuns
+
+    (name,) = OpenedRuns([session.task.folder]).named()
+    desk = LabelDesk(session.rater, session.task.for_training, most)
+    show_pages([session.task.folder], options, f"run/{quote(name, safe='')}/label", desk)
 
 
 def _login() -> str:

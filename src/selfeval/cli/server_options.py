@@ -6,6 +6,7 @@ import secrets
 import socket
 import sys
 from importlib.util import find_spec
+from urllib.parse import urlencode
 
 import typer
 
@@ -49,9 +50,9 @@ def server_address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def page_link(listener: socket.socket, token: str | None) -> str:
-    """Return the link that opens the pages of `selfeval view`."""
-    return f"{server_address(listener)}/view/" + ("" if token is None else f"?token={token}")
+def page_link(listener: socket.socket, token: str | None, page: str = "") -> str:
+    """Return the link that opens the pages of `selfeval view`, or one of them, whose path is below `/view/`."""
+    return f"{server_address(listener)}/view/{page}" + ("" if token is None else f"?{urlencode({'token': token})}")
 
 
 def say(text: str) -> None:

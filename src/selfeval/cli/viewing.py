@@ -1,10 +1,12 @@
-"""`selfeval view`: pages over run folders."""
+"""`selfeval view`: pages over run folders, and the options that its pages share with `selfeval label`."""
 
 from __future__ import annotations
 
 import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,33 +14,51 @@ from selfeval.cli.failures import clear_errors
 from selfeval.cli.server_options import check_server_packages, page_link, say, server_token
 from selfeval.texts import visible
 
-__all__ = ["view"]
+if TYPE_CHECKING:
+    from selfeval.view.label_desk import LabelDesk
+
+__all__ = ["Host", "NoToken", "OpenBrowser", "OpenToNetwork", "PageOptions", "PageToken", "show_pages", "view"]
+
+Host = Annotated[str, typer.Option(help="Address to listen on; other machines can connect unless it is a loopback one.")]
+PageToken = Annotated[
+    str | None, typer.Option(envvar="SELFEVAL_TOKEN", help="Token in the link to the pages (default: a random one).")
+]
+NoToken = Annotated[bool, typer.Option("--no-token", help="Show the pages without a token.")]
+OpenToNetwork = Annotated[
+    bool, typer.Option("--open-to-network", help="Allow --no-token on an address that other machines can reach.")
+]
+OpenBrowser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the pages in the default browser.")]
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """Options of a server of pages, as on the command line."""
+
+    host: str
+    port: int
+    token: str | None
+    no_token: bool
+    open_to_network: bool
+    browser: bool
 
 
 def view(
     folders: Annotated[
         list[Path] | None, typer.Argument(metavar="[DIR]...", help="Run folders, or folders that contain some [default: runs].")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; other machines can connect unless it is a loopback one.")] = (
-        "127.0.0.1"
-    ),
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 0,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="SELFEVAL_TOKEN", help="Token in the link to the pages (default: a random one)."),
-    ] = None,
-    no_token: Annotated[bool, typer.Option("--no-token", help="Show the pages without a token.")] = False,
-    open_to_network: Annotated[
-        bool, typer.Option("--open-to-network", help="Allow --no-token on an address that other machines can reach.")
-    ] = False,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the pages in the default browser.")] = True,
+    token: PageToken = None,
+    no_token: NoToken = False,
+    open_to_network: OpenToNetwork = False,
+    browser: OpenBrowser = True,
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback on errors.")] = False,
 ) -> None:
     """Browse runs in a web browser: progress and curves, questions, replies, verdicts, pairs and drops, and comparisons.
 
     The server listens on this machine only and prints a link with a random token, unless --host, --token or --no-token says
-    otherwise. Nothing is loaded from the internet, and run folders are only read. Ctrl-C ends it. Needs the extra `serve`.
-    Examples:
+    otherwise. Nothing is loaded from the internet. Run folders are only read, except for labels, which are added to
+    labels.jsonl. Ctrl-C ends it. Needs the extra `serve`. Examples:
 
     selfeval view
 
@@ -46,19 +66,36 @@ def view(
     """
     with clear_errors(debug, interrupted="The server had not started yet."):
         check_server_packages("selfeval view")
-        from selfeval.serve.gate import Access, is_loopback
-        from selfeval.serve.process import listen, serve_application
-        from selfeval.view.app import make_view
-        from selfeval.view.opened import OpenedRuns
+        options = PageOptions(host, port, token, no_token, open_to_network, browser)
+        show_pages(folders or [Path("runs")], options)
 
-        runs = OpenedRuns(folders or [Path("runs")])
-        access = Access(server_token(token, no_token, open_to_network, host, is_loopback(host)), is_loopback(host))
-        listener = listen(host, port)
-        link = page_link(listener, access.token)
 
-        def ready() -> None:
-            say(f"Showing {len(runs.named()):,} runs at {visible(link)} (Ctrl-C ends the server)")
-            if browser:
-                webbrowser.open(link)
+def show_pages(folders: Sequence[Path], options: PageOptions, page: str = "", desk: LabelDesk | None = None) -> None:
+    """Serve the pages of some runs until SIGINT or SIGTERM.
 
-        serve_application(make_view(runs, access), listener, drain_seconds=1, ready=ready)
+    Args:
+        folders: run folders, or folders that contain some.
+        options: options of the command line.
+        page: Optional. Path of the page to open, below `/view/`. Default: the list of runs.
+        desk: Optional. How pairs are labelled. Default: see `view_router`.
+
+    Raises:
+        InputError: an option or a folder is not allowed, or the address is in use.
+    """
+    from selfeval.serve.gate import Access, is_loopback
+    from selfeval.serve.process import listen, serve_application
+    from selfeval.view.app import make_view
+    from selfeval.view.opened import OpenedRuns
+
+    runs, loopback = OpenedRuns(folders), is_loopback(options.host)
+    access = Access(server_token(options.token, options.no_token, options.open_to_network, options.host, loopback), loopback)
+    listener = listen(options.host, options.port)
+    link = page_link(listener, access.token, page)
+
+    def ready() -> None:
+        shown = "the pairs" if page else f"{len(runs.named()):,} runs"
+        say(f"Showing {shown} at {visible(link)} (Ctrl-C ends the server)")
+        if options.browser:
+            webbrowser.open(link)
+
+    serve_application(make_view(runs, access, desk), listener, drain_seconds=1, ready=ready)

@@ -76,8 +76,8 @@ def _save(run: str, request: Request, given: dict[str, str]) -> None:
     if given["choice"] == "undo":
         session.undo()
         return
-    ids = [given.get(name, "") for name in ("question_id", "first", "second")]
-    session.task.record(session.rater, *ids, choice=given["choice"])
+    question_id, first, second = (given.get(name, "") for name in ("question_id", "first", "second"))
+    session.task.record(session.rater, question_id, first, second, given["choice"])
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------
@@ -97,14 +97,16 @@ def _shares(labels: HumanLabels) -> list[tuple[str, Figure]]:
 
 
 def _rows(labels: HumanLabels) -> list[tuple[str, ...]]:
-    rows = [(f"People agree with the {name}", *cells(figure)) for name, figure in _shares(labels)]
+    rows: list[tuple[str, ...]] = [(f"People agree with the {name}", *cells(figure)) for name, figure in _shares(labels)]
     if labels.kappa is not None:
         rows.append((f"Kappa of {labels.raters} raters", *cells(labels.kappa, as_percent=False)))
     return rows
 
 
 def _chart(labels: HumanLabels) -> str:
-    measured = [(name, figure) for name, figure in _shares(labels) if figure.value is not None]
+    # The column of names is narrow.
+    shares = [(name.removesuffix(" verdicts"), figure) for name, figure in _shares(labels)]
+    measured = [(name, figure) for name, figure in shares if figure.value is not None]
     tracks = [Track(name, figure.known, figure.ci_low, figure.ci_high, name == "evaluator") for name, figure in measured]
     label = "; ".join(f"{name} {describe(figure)}" for name, figure in measured)
     return interval_tracks(tracks, label=f"Agreement with people: {label}", reference=0.5) if tracks else ""
