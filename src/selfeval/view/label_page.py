@@ -45,7 +45,7 @@ def label_page(run: str, request: Request, rater: str = "") -> HTMLResponse:
         task = desk.task(folder)
         session = desk.session(folder, name) if name else None
     except InputError as problem:  # no pairs yet, or the name is not allowed
-        return page(request, "label.html.j2", **shared, problem=str(problem))
+        return page(request, "label.html.j2", **shared, problem=str(problem), figures=None)
     return page(request, "label.html.j2", **shared, problem="", **_asked(task, session), figures=_figures(task))
 
 
