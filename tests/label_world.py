@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from selfeval.labelling.pairs import LabelPair, current_labels
+from selfeval.labelling.pairs import CurrentLabels, LabelPair, current_labels
 from selfeval.records import Label, LabelChoice, VerdictState
 
 __all__ = ["is_right", "label", "labels_of", "make_pairs", "pair", "share_right"]

@@ -122,9 +122,7 @@ def test_the_uniform_sample_is_uniform() -> None:
     doubtful = size = drawn = 0
     for seed in range(600):
         queue = draw_queue(pairs, 1.0, seed)[:30]
-        sample = uniform_sample(
-            answered_pairs(queue, labels_of([d.pair for d in queue], {one.texts: "first" for one in pairs}))
-        )
+        sample = uniform_sample(answered_pairs(queue, labels_of([draw.pair for draw in queue], better)))
         doubtful += sum(one.draw.pair.margin == 0.05 for one in sample)
         size += len(sample)
         drawn += sum(draw.pair.margin == 0.05 for draw in queue)

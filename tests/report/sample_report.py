@@ -78,6 +78,7 @@ def sample_report() -> dict[str, Any]:
         },
         "policy": _policy(),
         "steps": _steps(),
+        "labels": _labels(),
         "replies": {
             "limit": 48,
             "unfinished": fig(0.021, 0.018, 0.025, 4000),
@@ -219,6 +220,37 @@ def _evaluator() -> dict[str, Any]:
         "disagreement": None,
         "risk_coverage": [[k / 20, 0.069 * (k / 20) ** 2.4 + 0.001] for k in range(1, 21)],
         "calibration": [{"confidence": c, "accuracy": a, "n": n} for c, a, n in zip(levels, right, cases, strict=True)],
+    }
+
+
+def _labels() -> dict[str, Any]:
+    return {
+        "pairs": 1800,
+        "labelled": 212,
+        "decided": 188,
+        "ties": 17,
+        "skipped": 9,
+        "raters": 2,
+        "labels": 397,
+        "unused": 3,
+        "for_training": 24,
+        "evaluator": fig(0.904, 0.848, 0.941, 188),
+        "judge": fig(0.931, 0.879, 0.962, 186),
+        "judge_kept": fig(0.957, 0.909, 0.98, 171),
+        "kappa": fig(0.781, 0.69, 0.86, 185),
+        "more_labels": 640,
+        "gold": False,
+        "threshold": {
+            "sure": 0.76,
+            "error": 0.1,
+            "delta": 0.05,
+            "pairs": 96,
+            "selected": 77,
+            "needed": 44,
+            "risk": fig(0.026, 0.007, 0.09, 77),
+            "bound": 0.099,
+            "coverage": fig(0.802, 0.712, 0.87, 96),
+        },
     }
 
 

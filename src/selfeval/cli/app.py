@@ -408,12 +408,13 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Rebuild index.html from report.json and metrics/.
+    """Rebuild index.html from report.json and metrics/. Labels of people are read anew from labels.jsonl.
 
     With --json, a run folder that cannot be written is only read.
     """
     with clear_errors(debug, interrupted=_PAGE_WHOLE):
         from selfeval.report.page import draw_page
+        from selfeval.runs.label_report import update_labels
         from selfeval.runs.reader import RunReader
         from selfeval.texts import safe_json
 
@@ -422,6 +423,8 @@ def report(
         # The page draws them without looking at hashes.
         reader.check([folder / "metrics"])
         try:
+            if update_labels(folder):
+                values = reader.report()
             page = draw_page(folder)
         except StorageError as error:
             if not as_json:

@@ -6,9 +6,18 @@ from selfeval.labelling.agreement import Agreement
 from selfeval.labelling.threshold import labels_needed
 from selfeval.quality.selective_risk import Threshold
 from selfeval.report.figures import describe, percent
-from selfeval.report.schema import HumanLabels, HumanThreshold
+from selfeval.report.schema import HumanLabels, HumanThreshold, Report
 
-__all__ = ["DEFAULT_SURE", "agreement_sentence", "human_labels", "label_sentences", "threshold_sentence"]
+__all__ = [
+    "DEFAULT_SURE",
+    "agreement_sentence",
+    "has_other_gold",
+    "human_labels",
+    "is_gold_by_people",
+    "label_sentences",
+    "threshold_sentence",
+    "with_labels",
+]
 
 DEFAULT_SURE = 0.8
 """Confidence below which the evaluator is unsure, without a threshold from labels."""
@@ -42,6 +51,37 @@ def human_labels(agreement: Agreement, threshold: Threshold, *, for_training: in
             bound=threshold.bound,
             coverage=threshold.coverage,
         ),
+    )
+
+
+def has_other_gold(report: Report) -> bool:
+    """Return whether the run has gold from its domain or from a file, which counts before labels of people."""
+    return report.model.domain is not None or report.model.gold_file is not None
+
+
+def is_gold_by_people(report: Report) -> bool:
+    """Return whether the figures by gold are by labels of people."""
+    return report.labels is not None and report.labels.gold
+
+
+def with_labels(report: Report, labels: HumanLabels | None) -> Report:
+    """Return a report with other labels of people, which are its gold if it has no other.
+
+    Args:
+        report: a report, with or without labels.
+        labels: the labels; None without any.
+    """
+    if has_other_gold(report):
+        return report.model_copy(update={"labels": labels})
+    is_gold = labels is not None and labels.gold
+    evaluator = {"accuracy_gold": labels.evaluator if labels is not None and is_gold else None}
+    verdicts = {"label_accuracy_gold": labels.judge_kept if labels is not None and is_gold else None}
+    return report.model_copy(
+        update={
+            "labels": labels,
+            "evaluator": report.evaluator.model_copy(update=evaluator),
+            "verdicts": report.verdicts.model_copy(update=verdicts),
+        }
     )
 
 

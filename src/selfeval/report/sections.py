@@ -39,6 +39,7 @@ from selfeval.report.figures import (
     percent,
     tested,
 )
+from selfeval.report.labels import is_gold_by_people, label_sentences
 from selfeval.report.memory import memory_rows
 from selfeval.report.reading import Metrics, Rows
 from selfeval.report.schema import (
@@ -46,6 +47,7 @@ from selfeval.report.schema import (
     Attacks,
     Dropped,
     Evaluator,
+    HumanLabels,
     JudgeCalibration,
     JudgeMember,
     JudgeProbe,
@@ -70,6 +72,7 @@ from selfeval.report.summary import (
     baseline_figures,
     baseline_names,
     evaluator_accuracy,
+    gold_labels,
     labels_of_pairs,
     rounds_sentences,
     seconds_by,
@@ -148,7 +151,8 @@ def all_sections(report: Report, metrics: Metrics) -> View:
         "policy": _policy(report.policy),
         "curves": _curves(report.policy, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
-        "verdicts": _verdicts(report.verdicts),
+        "verdicts": _verdicts(report.verdicts, people=is_gold_by_people(report)),
+        "labels": _labels(report.labels),
         "warnings": warnings(report),
         "replies": _replies(report.replies),
         "samples": _samples(report.samples),
@@ -198,7 +202,7 @@ def _head(report: Report) -> View:
 def _verdict(report: Report) -> list[View]:
     policy = report.policy
     by_judge = (
-        defined(report.evaluator.accuracy_gold) is None,
+        defined(report.evaluator.accuracy_gold) is None or is_gold_by_people(report),
         defined(policy.gold_before) is None or defined(policy.gold_after) is None,
     )
     findings = []
@@ -473,7 +477,7 @@ def _evaluator(report: Report, rows: Rows) -> View:
 def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
     evaluator, comparisons = report.evaluator, baseline_comparisons(report)
     rows = [
-        ("Accuracy on held-out pairs, gold labels", *cells(evaluator.accuracy_gold)),
+        (f"Accuracy on held-out pairs, {gold_labels(report)}", *cells(evaluator.accuracy_gold)),
         (f"Accuracy on held-out pairs, {labels_of_pairs(report)} labels", *cells(evaluator.accuracy_judge)),
         ("Expected calibration error", *cells(evaluator.ece, as_percent=False)),
         ("Brier score", *cells(evaluator.brier, as_percent=False)),
@@ -573,7 +577,44 @@ def _calibration(evaluator: Evaluator) -> View:
     }
 
 
-def _verdicts(verdicts: Verdicts) -> View:
+def _labels(labels: HumanLabels | None) -> View | None:
+    if labels is None:
+        return None
+    threshold = labels.threshold
+    rows = [
+        ("Evaluator agrees with people", *cells(labels.evaluator)),
+        ("Judge agrees with people, readable verdicts", *cells(labels.judge)),
+        ("Judge agrees with people, kept verdicts", *cells(labels.judge_kept)),
+        ("Agreement between people (kappa or alpha)", *cells(labels.kappa, as_percent=False)),
+        *(
+            (name, count(value), "", "")
+            for name, value in (
+                ("Judged test pairs", labels.pairs),
+                ("Labelled pairs", labels.labelled),
+                ("Pairs with a preference", labels.decided),
+                ("Pairs called a tie", labels.ties),
+                ("Pairs that everybody skipped", labels.skipped),
+                ("People", labels.raters),
+                ("Labels", labels.labels),
+                ("Further pairs that halve the evaluator's interval", labels.more_labels),
+                ("Labels of texts that are gone", labels.unused),
+                ("Labels for training, which count in no figure", labels.for_training),
+            )
+        ),
+        ("Wanted error rate where the evaluator is sure", percent(threshold.error), "", ""),
+        ("Maximum probability of a higher error rate", percent(threshold.delta), "", ""),
+        ("Threshold of the evaluator", NOT_MEASURED if threshold.sure is None else f"{threshold.sure:g}", "", ""),
+        ("Error rate at or above it", *cells(threshold.risk)),
+        ("Upper bound of that error rate", NOT_MEASURED if threshold.bound is None else percent(threshold.bound), "", ""),
+        ("Share of pairs at or above it", *cells(threshold.coverage)),
+        ("Uniformly drawn pairs that the threshold rests on", count(threshold.pairs), "", ""),
+        ("Pairs at or above it", count(threshold.selected), "", ""),
+        ("Fewest such pairs for a threshold", count(threshold.needed), "", ""),
+    ]
+    return {"rows": rows, "sentences": label_sentences(labels)}
+
+
+def _verdicts(verdicts: Verdicts, *, people: bool) -> View:
     parts = [
         Part("kept", verdicts.kept, "p1"),
         Part("tie", verdicts.tie, "p3"),
@@ -592,7 +633,7 @@ def _verdicts(verdicts: Verdicts) -> View:
             *_measured("Mean grade of the replies, on the scale of the rubric", verdicts.mean_grade, as_percent=False),
             *(row for member in verdicts.members or () for row in _member_rows(member)),
             *_judge_calibration_rows(verdicts.calibration),
-            ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
+            (f"Kept labels that agree with {'people' if people else 'gold'}", *cells(verdicts.label_accuracy_gold)),
             *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
             *_probe_rows(verdicts.probe),
         ],

@@ -24,10 +24,12 @@ from selfeval.report.figures import (
     seconds,
     tested,
 )
+from selfeval.report.labels import is_gold_by_people
 from selfeval.report.memory import memory_rows
 from selfeval.report.schema import (
     AttackName,
     EvaluatorComparisons,
+    HumanLabels,
     Labels,
     Policy,
     Replies,
@@ -61,6 +63,7 @@ __all__ = [
     "baseline_names",
     "cost_rows",
     "evaluator_accuracy",
+    "gold_labels",
     "hardest_rule",
     "judge_warnings",
     "labels_of_pairs",
@@ -144,9 +147,13 @@ def badges(report: Report) -> tuple[Badge, Badge]:
 
 
 def evaluator_accuracy(report: Report) -> tuple[Figure, Labels] | None:
-    """Return the evaluator's accuracy and its labels: gold if there is gold, otherwise the judge's."""
+    """Return the evaluator's accuracy and its labels: gold if there is gold, otherwise the judge's.
+
+    Labels of people are on other pairs than the baselines and comparisons that are reported with this figure, so a run whose
+    gold they are has the judge's labels here.
+    """
     evaluator = report.evaluator
-    if (by_gold := defined(evaluator.accuracy_gold)) is not None:
+    if (by_gold := defined(evaluator.accuracy_gold)) is not None and not is_gold_by_people(report):
         return by_gold, "gold"
     by_judge = defined(evaluator.accuracy_judge)
     return None if by_judge is None else (by_judge, "judge")
@@ -167,6 +174,11 @@ def baseline_names(report: Report) -> dict[Baseline, str]:
     """Return the names of the baselines by key, without the judge if the labels are its own: its agreement is no baseline."""
     own = report.evaluator.baselines_on == "judge"
     return {key: name for key, name in BASELINE_NAMES.items() if not (own and key == "judge")}
+
+
+def gold_labels(report: Report) -> str:
+    """Return the name of the labels of the figures by gold."""
+    return "labels of people" if is_gold_by_people(report) else "gold labels"
 
 
 def labels_of_pairs(report: Report) -> str:
@@ -201,6 +213,7 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
     """Return the rows of the terminal's table: a name and a value or "not measured"."""
     rows = [
         *_accuracy_rows(report),
+        *_label_rows(report.labels),
         *_step_rows(report.steps),
         *cost_rows(report),
         *_policy_rows(report.policy),
@@ -218,7 +231,7 @@ def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
     given = "your file's" if report.verdicts.source == "file" else "judge's"
     labels = "gold" if evaluator.baselines_on == "gold" else given
     rows = [
-        ("evaluator accuracy, gold labels", describe(evaluator.accuracy_gold)),
+        (f"evaluator accuracy, {gold_labels(report)}", describe(evaluator.accuracy_gold)),
         (f"evaluator accuracy, {given} labels", describe(evaluator.accuracy_judge)),
     ]
     figures, comparisons = baseline_figures(report), baseline_comparisons(report)
@@ -226,6 +239,19 @@ def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
     rows += [(f"  {name}, {labels} labels", describe(figures[key])) for key, name in names.items()]
     rows += [(f"evaluator minus {name}", describe_difference(comparisons[key])) for key, name in names.items()]
     return rows
+
+
+def _label_rows(labels: HumanLabels | None) -> list[tuple[str, str]]:
+    if labels is None:
+        return []
+    sure = "none from labels" if labels.threshold.sure is None else f"{labels.threshold.sure:g}"
+    return [
+        ("labels of people", f"{labels.labels} on {labels.labelled} of {labels.pairs} pairs"),
+        ("  evaluator agrees with people", describe(labels.evaluator)),
+        ("  judge agrees with people", describe(labels.judge)),
+        ("  agreement between people", describe(labels.kappa, as_percent=False)),
+        ("  threshold of the evaluator", sure),
+    ]
 
 
 def _step_rows(steps: Steps | None) -> list[tuple[str, str]]:
@@ -433,9 +459,21 @@ def _evaluator_sentences(report: Report) -> str:
         start = f"By your own labels, the evaluator picks the better reply in {share}"
     else:
         share = describe(accuracy, of=" of the held-out pairs that were kept")
-        start = f"Without gold, only agreement can be measured: the evaluator makes the judge's choice in {share}"
-    sentences = [f"{start}, {_against_rules(report)}.", _against_judge(report), _cost_sentence(report)]
+        limit = "By the judge's labels" if is_gold_by_people(report) else "Without gold, only agreement can be measured"
+        start = f"{limit}: the evaluator makes the judge's choice in {share}"
+    sentences = [f"{start}, {_against_rules(report)}.", _against_judge(report), _people(report), _cost_sentence(report)]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _people(report: Report) -> str:
+    labels = report.labels
+    if labels is None or not labels.decided:
+        return ""
+    evaluator, judge = (
+        describe(labels.evaluator, of=" of all judged test pairs"),
+        describe(labels.judge, of=" of those it read"),
+    )
+    return f"By labels of people, it picks the better reply in {evaluator}, and the judge in {judge}."
 
 
 def _rules(comparisons: EvaluatorComparisons) -> list[tuple[str, Comparison]]:

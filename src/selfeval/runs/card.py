@@ -20,7 +20,7 @@ from selfeval.errors import ExportError
 from selfeval.quality.statistics import Figure
 from selfeval.report.figures import defined, describe
 from selfeval.report.reading import read_report
-from selfeval.report.schema import Evaluator, Policy, Report
+from selfeval.report.schema import Policy, Report
 
 __all__ = ["BaseModel", "card_text", "find_base"]
 
@@ -130,15 +130,15 @@ def _figures(facts: Mapping[str, Any], report: Report | None) -> list[tuple[str,
     """Return the measured figures of the role, each with its interval and n."""
     if report is None or facts["tuning"]:
         return []
-    rows = _of_evaluator(report.evaluator) if facts["bias"] is not None else _of_policy(report.policy)
+    rows = _of_evaluator(report) if facts["bias"] is not None else _of_policy(report.policy)
     return [(name, describe(figure, as_percent=is_share)) for name, figure, is_share in rows if defined(figure) is not None]
 
 
-def _of_evaluator(evaluator: Evaluator) -> list[tuple[str, Figure | None, bool]]:
+def _of_evaluator(report: Report) -> list[tuple[str, Figure | None, bool]]:
     """Return each figure with its name, and whether it is a share."""
-    baselines = evaluator.baselines
+    evaluator, baselines = report.evaluator, report.evaluator.baselines
     return [
-        ("pairs ranked correctly, by gold", evaluator.accuracy_gold, True),
+        (f"pairs ranked correctly, by {'people' if is_gold_by_people(report) else 'gold'}", evaluator.accuracy_gold, True),
         ("pairs ranked as by its judge", evaluator.accuracy_judge, True),
         ("the same pairs, ranked by the prompted judge", baselines.judge, True),
         ("the same pairs, ranked by mean log-probability", baselines.mean_logprob, True),

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfeval.errors import InputError, RunFolderError
+from selfeval.labelling.threshold_file import saved_sure
 from selfeval.quality.statistics import sigmoid
 from selfeval.records import Question, VerdictState
+from selfeval.report.labels import DEFAULT_SURE
 from selfeval.runs.comparison import Comparison, check_sure
 from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from, questions_from
 from selfeval.runs.export_tokenizers import pick_tokenizers
@@ -63,7 +65,16 @@ class Evaluator(TrainedModel):
         model.backbone.budget.shorter = "shorten the question or the replies"
         self._scorer = EvaluatorScorer(model.backbone, model.config.backbone.batch_tokens, members)
         self._temperature = temperature_of(model.roles)
+        self._sure = saved_sure(model.reader.folder)
         self._reference_answers: dict[Question, str] = {}
+
+    @property
+    def sure(self) -> float:
+        """Confidence below which a preference is unsure: the threshold from labels of people, otherwise 0.8.
+
+        `selfeval label` chooses the threshold; see `label_threshold.json` in the run folder.
+        """
+        return DEFAULT_SURE if self._sure is None else self._sure
 
     @staticmethod
     def check(reader: RunReader) -> None:
@@ -109,12 +120,12 @@ class Evaluator(TrainedModel):
         _check_texts(replies)
         return self._scores(questions, replies)
 
-    def rank(self, asked: Sequence[tuple[AnyQuestion, Sequence[str]]], sure: float = 0.8) -> list[Ranking]:
+    def rank(self, asked: Sequence[tuple[AnyQuestion, Sequence[str]]], sure: float | None = None) -> list[Ranking]:
         """Rank the replies to each question; the confidence is sigmoid(margin / temperature).
 
         Args:
             asked: questions (texts or conversations) with their replies.
-            sure: confidence below which a preference is unsure. Default: 0.8.
+            sure: Optional. Confidence below which a preference is unsure. Default: `Evaluator.sure`.
 
         Raises:
             InputError: a reply or a question is empty, or `sure` is not between 0.5 and 1.
@@ -123,26 +134,26 @@ class Evaluator(TrainedModel):
             >>> Evaluator.load("runs/first").rank([("What is 1 + 1?", ["2"])])[0].preferred is None
             True
         """
-        check_sure(sure)
+        sure = self._sure_or(sure)
         _check_texts([reply for _, replies in asked for reply in replies])
         # All questions in one pass, so the batches are full; `next` below deals the scores out in the same order.
         questions = [one for question, replies in asked for one in [question_from(question)] * len(replies)]
         scores = iter(self._scores(questions, [reply for _, replies in asked for reply in replies]))
         return [self.ranking_of(replies, [next(scores) for _ in replies], sure) for _, replies in asked]
 
-    def compare(self, question: AnyQuestion, a: str, b: str, sure: float = 0.8) -> Comparison:
+    def compare(self, question: AnyQuestion, a: str, b: str, sure: float | None = None) -> Comparison:
         """Compare two replies to a question.
 
         Args:
             question: the question: a text, or a conversation.
             a: a reply to it.
             b: another reply.
-            sure: confidence below which neither reply is preferred. Default: 0.8.
+            sure: Optional. Confidence below which neither reply is preferred. Default: `Evaluator.sure`.
 
         Raises:
             InputError: a text is empty, or `sure` is not between 0.5 and 1.
         """
-        check_sure(sure)
+        sure = self._sure_or(sure)
         score_a, score_b = self.score(question, [a, b])
         return self.comparison_of((a, b), (score_a, score_b), sure)
 
@@ -233,6 +244,11 @@ class Evaluator(TrainedModel):
         self._reference_answers[question] = answer
 
     # -- inside ---------------------------------------------------------------------------------------------------------
+
+    def _sure_or(self, given: float | None) -> float:
+        sure = self.sure if given is None else given
+        check_sure(sure)
+        return sure
 
     def _scores(self, questions: Sequence[Question], replies: Sequence[str]) -> list[float]:
         self._answer(questions)

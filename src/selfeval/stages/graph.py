@@ -15,6 +15,7 @@ from selfeval.config import BackboneConfig, EndpointConfig, RunConfig, VerdictsC
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
+from selfeval.labelling.training import labels_key, training_key
 from selfeval.records import Split
 from selfeval.runs.judge_fit import FIT_FILE
 from selfeval.runs.members import member_roles
@@ -63,6 +64,7 @@ class Stage:
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
         gathers: whether it only combines the output of other stages, and is overwritten when that changes.
         computes: whether it runs the model. Default: yes.
+        labels: returns a fingerprint of the labels of people that it reads, from the folder of the round; empty without any.
         wanted: whether it is a stage of a run. The stages after it read the one before it if it is not. Default: of every run.
     """
 
@@ -78,6 +80,7 @@ class Stage:
     trains: bool = False
     gathers: bool = False
     computes: bool = True
+    labels: Callable[[Path], str] | None = None
     wanted: Callable[[RunConfig], bool] = lambda config: True
 
     def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
@@ -146,6 +149,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("verdicts"),),
         outputs=tuple(pairs_of(split) for split in Split),
         computes=False,
+        labels=training_key,
     ),
     Stage(
         "evaluator",
@@ -194,6 +198,7 @@ STAGES: tuple[Stage, ...] = (
         owned=("index.html",),
         gathers=True,
         computes=False,
+        labels=labels_key,
     ),
 )
 
@@ -206,7 +211,9 @@ def ledger_of(context: Context) -> Ledger:
     root, config = context.store.root, context.config
     keys = stage_keys(config, context.seeds, context.round, context.day)
     expected = {
-        stage.name: Expected(keys[stage.name], _outputs_read(context, stage), stage.owned_paths(root, config))
+        stage.name: Expected(
+            keys[stage.name], _outputs_read(context, stage), stage.owned_paths(root, config), _labels_read(context, stage)
+        )
         for stage in STAGES
         if stage.wanted(config)
     }
@@ -232,6 +239,11 @@ def _outputs_read(context: Context, stage: Stage) -> list[Output | int]:
             # The number of rounds counts too: a report of one round of three differs from that of a run of one round.
             found += [context.config.rounds, *(Output(store.root, edge.stage) for store in context.later)]
     return found
+
+
+def _labels_read(context: Context, stage: Stage) -> list[str]:
+    key = stage.labels(context.store.root) if stage.labels else ""
+    return [key] if key else []  # without labels, a run keeps the fingerprints that it had before there were any
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------------

@@ -223,6 +223,9 @@ def _act_on(context: Context, stage: Stage, state: State) -> None:
             store.reopen(stage.name)
         case Changed("inputs") if stage.gathers:
             store.reopen(stage.name)
+        case Changed("inputs") if stage.labels:
+            # Asked once for all that follows: training on labels may cost hours of training.
+            _replace(context, stage, "the verdicts or the labels for training have changed", _later_work(context, stage))
         case Changed("inputs"):
             _replace(context, stage, "the results it was computed from have changed")
         case Changed("configuration"):
@@ -241,9 +244,17 @@ def _act_on(context: Context, stage: Stage, state: State) -> None:
             )
 
 
-def _replace(context: Context, stage: Stage, reason: str) -> None:
-    """Set aside the work of a stage if the user agrees."""
-    agree(context, [loss_of(context, stage)], [f"{context.store.root}, {stage.name}: {reason}"])
+def _later_work(context: Context, stage: Stage) -> list[Stage]:
+    """Return the stages after a stage that have results of their own, which depend on its output."""
+    stages, ledger = _stages(context), Ledger(context.store.root)
+    later = stages[stages.index(stage) + 1 :]
+    return [one for one in later if not one.gathers and ledger.has_work(one.name)]
+
+
+def _replace(context: Context, stage: Stage, reason: str, later: Sequence[Stage] = ()) -> None:
+    """Set aside the work of a stage if the user agrees, who is also asked about the stages that have to follow."""
+    losses = [loss_of(context, one) for one in (stage, *later)]
+    agree(context, losses, [f"{context.store.root}, {stage.name}: {reason}"])
     _say(context, stage, f"{reason}; the stage is rerun, and the old result was moved to replaced/")
     _set_aside(context, stage)
 

@@ -15,6 +15,7 @@ from selfeval.judging.server.cache import AnswerCache
 from selfeval.judging.server.spending import spending_of
 from selfeval.judging.templates import template_texts
 from selfeval.records import Pair, Question, Reply, Split
+from selfeval.report.labels import has_other_gold, with_labels
 from selfeval.report.page import draw_page
 from selfeval.report.reading import parse_part
 from selfeval.report.schema import (
@@ -32,6 +33,7 @@ from selfeval.report.schema import (
     Server,
     Time,
 )
+from selfeval.runs.label_report import labels_of_run, save_threshold
 from selfeval.runs.reader import pairs_of
 from selfeval.runs.templates import TEMPLATES
 from selfeval.stages.context import Context
@@ -122,7 +124,7 @@ def versions() -> dict[str, str]:
 def build_report(context: Context) -> Report:
     """Combine the figures, counts, times and the resolved configuration."""
     figures = _evaluation(context.store)
-    return Report(
+    report = Report(
         schema=SCHEMA,
         name=context.name,
         seed=context.config.seed,
@@ -143,6 +145,7 @@ def build_report(context: Context) -> Report:
         versions=versions(),
         config=context.config.model_dump(mode="json"),
     )
+    return with_labels(report, labels_of_run(context.store.root, has_gold=has_other_gold(report)))
 
 
 def _servers(context: Context) -> tuple[Server, ...] | None:
@@ -189,6 +192,7 @@ def _memory(context: Context, figures: Evaluation) -> Memory:
 
 def run(context: Context) -> dict[str, Any]:
     """Write report.json and index.html."""
+    save_threshold(context.store.root)
     context.store.write_json(context.store.root / "report.json", build_report(context).as_json())
     # Drawn from report.json, never from the objects in memory: `selfeval report` draws the same page later.
     draw_page(context.store.root)

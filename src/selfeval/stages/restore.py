@@ -103,7 +103,7 @@ def _can_be_made_from(store: RunStore, stage: Stage, read: str, inputs: str) -> 
     A stage that gathers outputs of several rounds is compared when the run is run.
     """
     content = Output(store.root, read).content
-    return content is not None and (stage.gathers or content == inputs)
+    return content is not None and (stage.gathers or content == inputs.partition("+")[0])  # after it: labels of people
 
 
 def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:

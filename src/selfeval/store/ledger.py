@@ -120,12 +120,14 @@ class Expected:
     Attributes:
         key: fingerprint of the configuration that its output depends on.
         reads: outputs that it reads, and plain values that count like one.
+        added: fingerprints of further inputs, such as labels of people.
         owned: files and folders that it writes outside its folder.
     """
 
     key: str
     reads: Sequence[Output | int] = ()
     owned: Sequence[Path] = ()
+    added: Sequence[str] = ()
 
     @property
     def inputs(self) -> str | None:
@@ -134,7 +136,8 @@ class Expected:
         if None in parts:
             return None
         # A single output stands for itself, so `restore` can compare it with one output's content.
-        return "" if not parts else str(parts[0]) if len(parts) == 1 else fingerprint(parts)
+        whole = "" if not parts else str(parts[0]) if len(parts) == 1 else fingerprint(parts)
+        return "+".join([whole, *self.added])
 
 
 class Ledger:

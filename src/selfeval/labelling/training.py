@@ -1,0 +1,52 @@
+"""Labels that may be trained on: those given with `--use-for-training`, on pairs of training questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from selfeval.labelling.label_file import LabelFile
+from selfeval.labelling.pairs import LabelPair, PairKey, current_labels, key_of, people_choice
+from selfeval.records import Label, LabelChoice
+from selfeval.store import file_hash, fingerprint
+
+__all__ = ["CONFIDENCE", "labels_key", "preferences", "training_key", "training_labels"]
+
+CONFIDENCE = 0.95
+"""Confidence of a pair that a person labelled. Below 1, because people err too, and a soft label bounds the margin."""
+_NOT_TRAINED = (LabelChoice.SKIP, LabelChoice.UNDO)
+
+
+def training_labels(labels: Iterable[Label]) -> list[Label]:
+    """Return the latest label for training of each rater for each pair, without skipped ones and those taken back."""
+    latest = {(one.rater, key_of(one.question_id, one.first, one.second)): one for one in labels if one.for_training}
+    return [label for label in latest.values() if label.choice not in _NOT_TRAINED]
+
+
+def preferences(pairs: Sequence[LabelPair], labels: Iterable[Label]) -> Mapping[PairKey, LabelChoice]:
+    """Return what people prefer on pairs of training questions, in the order of the pair: `first`, `second` or `tie`.
+
+    Args:
+        pairs: judged pairs of training questions.
+        labels: all labels of the run; those that are not for training are left out.
+    """
+    current, known = current_labels(training_labels(labels), pairs), {pair.key: pair for pair in pairs}
+    found = {key: people_choice(known[key], on_pair) for key, on_pair in current.items()}
+    return {key: choice for key, choice in found.items() if choice is not None}
+
+
+def training_key(folder: Path) -> str:
+    """Return a fingerprint of the labels for training of a run folder, independent of their times; empty without any.
+
+    Raises:
+        RunFolderError: the file of labels is damaged.
+    """
+    found = training_labels(LabelFile(folder).read())
+    rows = sorted([one.question_id, one.first, one.second, one.choice.value, one.rater, one.texts] for one in found)
+    return fingerprint(rows) if rows else ""
+
+
+def labels_key(folder: Path) -> str:
+    """Return a fingerprint of all labels of a run folder; empty without any."""
+    path = LabelFile(folder).path
+    return file_hash(path)[:16] if path.is_file() and path.stat().st_size else ""
