@@ -51,13 +51,15 @@ def view(
         from selfeval.view.app import make_view
         from selfeval.view.opened import OpenedRuns
 
-        runs = OpenedRuns(folders or [Path("runs")])
+        # Without arguments the folder may not exist yet: the pages say how to start a run, and show it when it begins.
+        runs = OpenedRuns(folders or [Path("runs")], may_be_missing=not folders)
         access = Access(server_token(token, no_token, open_to_network, host, is_loopback(host)), is_loopback(host))
         listener = listen(host, port)
         link = page_link(listener, access.token)
 
         def ready() -> None:
-            say(f"Showing {len(runs.named()):,} runs at {visible(link)} (Ctrl-C ends the server)")
+            count = len(runs.named())
+            say(f"Showing {count:,} {'run' if count == 1 else 'runs'} at {visible(link)} (Ctrl-C ends the server)")
             if browser:
                 webbrowser.open(link)
 

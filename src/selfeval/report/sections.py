@@ -81,7 +81,18 @@ from selfeval.report.summary import (
 )
 from selfeval.texts import format_bytes
 
-__all__ = ["CURVES", "all_sections", "column", "config_tables", "evaluator_curves", "flat", "metric_curves", "policy_curves"]
+__all__ = [
+    "CURVES",
+    "SMOOTHING",
+    "SMOOTH_FROM",
+    "all_sections",
+    "column",
+    "config_tables",
+    "evaluator_curves",
+    "flat",
+    "metric_curves",
+    "policy_curves",
+]
 
 View = dict[str, Any]
 

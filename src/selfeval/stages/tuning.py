@@ -29,7 +29,18 @@ from selfeval.stages.progress import progress_file
 from selfeval.stages.prompts import keep_templates, load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning_rows import Source, TuningRows
-from selfeval.store import PROGRESS, Changed, Expected, Ledger, RunStore, fingerprint, read_object, read_run, write_json, writing
+from selfeval.store import (
+    PROGRESS,
+    Changed,
+    Expected,
+    Ledger,
+    RunStore,
+    fingerprint,
+    read_object,
+    read_run,
+    write_json,
+    writing,
+)
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.held_out_loss import HeldOutLoss
 from selfeval.training.sft import tune_on_documents

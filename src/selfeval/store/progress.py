@@ -1,7 +1,7 @@
 """The progress of a run, in `progress.json` of its folder, for readers in other processes.
 
-It is a sign of life and no result: no stage reads it, no hash covers it, and it is removed when the process ends. A process that
-was killed leaves it behind, so its age shows that nothing writes to the folder any more.
+It is a sign of life and no result: no stage reads it, no hash covers it, and it is removed when the process ends. A process
+that was killed leaves it behind, so its age shows that nothing writes to the folder any more.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any] | None:
             continue
         if isinstance(value, bool) or not isinstance(value, _KINDS[kinds[name]]):
             return None
-        if not isinstance(value, str) and not 0 <= value < 1e15:
+        if isinstance(value, int | float) and not 0 <= value < 1e15:
             return None
     return found
 

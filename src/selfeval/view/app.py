@@ -10,7 +10,7 @@ from selfeval.serve.api_errors import handle_errors
 from selfeval.serve.gate import Access, Gate
 from selfeval.serve.page_access import PAGES
 from selfeval.serve.process import Application
-from selfeval.view import overview, run_list, static
+from selfeval.view import compare, overview, run_list, static
 from selfeval.view.opened import OpenedRuns
 
 __all__ = ["make_view", "view_router"]
@@ -25,7 +25,7 @@ def view_router(runs: OpenedRuns) -> APIRouter:
         request.state.runs = runs
 
     router = APIRouter(prefix=PAGES, include_in_schema=False, dependencies=[Depends(remember)])
-    for module in (static, run_list, overview):
+    for module in (static, run_list, overview, compare):
         router.include_router(module.router)
     return router
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -104,7 +103,8 @@ def _facts(reader: RunReader) -> list[tuple[str, str]]:
 def _rounds(run: RunName, count: int, shown: int) -> list[tuple[str, str, bool]]:
     """Return the address, the words and whether it is shown, of every round of a run with several."""
     base = run.rpartition("@")[0] if shown > 1 else run.removesuffix("@1")
-    found = [(base if number == 1 else f"{base}@{number}", f"Round {number}", number == shown) for number in range(1, count + 1)]
+    names = {number: base if number == 1 else f"{base}@{number}" for number in range(1, count + 1)}
+    found = [(name, f"Round {number}", number == shown) for number, name in names.items()]
     return found if count > 1 else []
 
 
@@ -157,5 +157,3 @@ def _tail(path: Path) -> str:
     except OSError:
         return ""
     return visible("\n".join(data.decode("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]), keep="\n")
-
-

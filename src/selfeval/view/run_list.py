@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from selfeval.quality.statistics import Figure
 from selfeval.report.figures import percent
 from selfeval.runs.activity import activity
 from selfeval.runs.listing import ListedRun, listed_run
@@ -53,19 +54,16 @@ class _Row:
     @property
     def figures(self) -> list[tuple[str, str, str]]:
         """Name, value and interval of each main figure."""
-        return [
-            (
-                _NAMES[name],
-                percent(figure.known),
-                "" if figure.ci_low is None or figure.ci_high is None else f"{percent(figure.ci_low)} to {percent(figure.ci_high)}",
-            )
-            for name, figure in self.run.figures.items()
-        ]
+        return [(_NAMES[name], percent(figure.known), _interval(figure)) for name, figure in self.run.figures.items()]
 
     def has(self, text: str) -> bool:
         """Return whether a text is part of any of its cells."""
         cells = (self.name, self.run.name, self.status, self.run.stage, self.run.model, self.run.problem)
         return text.casefold() in "\n".join(cells).casefold()
+
+
+def _interval(figure: Figure) -> str:
+    return "" if figure.ci_low is None or figure.ci_high is None else f"{percent(figure.ci_low)} to {percent(figure.ci_high)}"
 
 
 def _figure(name: str) -> Callable[[_Row], Any]:

@@ -102,7 +102,9 @@ def stage_rows(reader: RunReader, found: Activity) -> list[StageRow]:
     """
     run = reader.run
     rows: Mapping[str, Mapping[str, Any]] = run.get("stages") or {}
-    names = [_TUNING] if run.get("kind") == _TUNING else [name for name in STAGE_NAMES if name != "steps" or reader.config.steps.enabled]
+    names = [_TUNING]
+    if run.get("kind") != _TUNING:
+        names = [name for name in STAGE_NAMES if name != "steps" or reader.config.steps.enabled]
     current = _current(reader, found, names, rows)
     return [_row(reader, name, rows.get(name, {}), found, is_current=name == current) for name in names]
 
