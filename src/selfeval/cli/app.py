@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -178,16 +179,18 @@ def _run(
 
     stop = None if until is None else stop_at(until, config.rounds)
     _quiet_libraries()
+    terminal = Terminal(quiet)
     done = execute(
         config,
         output,
         stop,
-        Terminal(quiet),
+        terminal,
         trust_remote_code=trust_remote_code,
         allow_code_execution=allow_code_execution,
         restart=restart,
         force=force,
         verbose=verbose,
+        watch=_watch(output) if terminal.is_live else "",
     )
     if not done.worked and not done.finished:
         typer.echo(f"{until or 'the loop'} is already finished in {output}; pass a later --until, or omit it, to continue")
@@ -195,6 +198,13 @@ def _run(
         from selfeval.cli.closing import print_closing
 
         print_closing(output, done.worked or not done.finished)
+
+
+def _watch(output: Path) -> str:
+    """Return how to watch a run in a browser; nothing if the packages for it are not installed."""
+    from selfeval.cli.server_options import has_server_packages
+
+    return f"watch it: selfeval view {shlex.quote(str(output))}" if has_server_packages() else ""
 
 
 @app.command()

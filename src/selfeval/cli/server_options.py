@@ -12,9 +12,14 @@ import typer
 
 from selfeval.errors import InputError, MissingPackageError
 
-__all__ = ["check_server_packages", "page_link", "say", "server_address", "server_token"]
+__all__ = ["check_server_packages", "has_server_packages", "page_link", "say", "server_address", "server_token"]
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def has_server_packages() -> bool:
+    """Return whether the packages of the extra are installed."""
+    return all(find_spec(package) is not None for package in _PACKAGES)
 
 
 def check_server_packages(command: str) -> None:

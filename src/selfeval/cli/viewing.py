@@ -67,10 +67,18 @@ def view(
     with clear_errors(debug, interrupted="The server had not started yet."):
         check_server_packages("selfeval view")
         options = PageOptions(host, port, token, no_token, open_to_network, browser)
-        show_pages(folders or [Path("runs")], options)
+        # Without arguments the folder may not exist yet: the pages say how to start a run, and show it when it begins.
+        show_pages(folders or [Path("runs")], options, may_be_missing=not folders)
 
 
-def show_pages(folders: Sequence[Path], options: PageOptions, page: str = "", desk: LabelDesk | None = None) -> None:
+def show_pages(
+    folders: Sequence[Path],
+    options: PageOptions,
+    page: str = "",
+    desk: LabelDesk | None = None,
+    *,
+    may_be_missing: bool = False,
+) -> None:
     """Serve the pages of some runs until SIGINT or SIGTERM.
 
     Args:
@@ -78,6 +86,7 @@ def show_pages(folders: Sequence[Path], options: PageOptions, page: str = "", de
         options: options of the command line.
         page: Optional. Path of the page to open, below `/view/`. Default: the list of runs.
         desk: Optional. How pairs are labelled. Default: see `view_router`.
+        may_be_missing: show a folder that does not exist when it appears. Default: False.
 
     Raises:
         InputError: an option or a folder is not allowed, or the address is in use.
@@ -87,13 +96,14 @@ def show_pages(folders: Sequence[Path], options: PageOptions, page: str = "", de
     from selfeval.view.app import make_view
     from selfeval.view.opened import OpenedRuns
 
-    runs, loopback = OpenedRuns(folders), is_loopback(options.host)
+    runs, loopback = OpenedRuns(folders, may_be_missing=may_be_missing), is_loopback(options.host)
     access = Access(server_token(options.token, options.no_token, options.open_to_network, options.host, loopback), loopback)
     listener = listen(options.host, options.port)
     link = page_link(listener, access.token, page)
 
     def ready() -> None:
-        shown = "the pairs" if page else f"{len(runs.named()):,} runs"
+        count = len(runs.named())
+        shown = "the pairs" if page else f"{count:,} {'run' if count == 1 else 'runs'}"
         say(f"Showing {shown} at {visible(link)} (Ctrl-C ends the server)")
         if options.browser:
             webbrowser.open(link)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from selfeval.judging.protocol import Judgement
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
 from selfeval.quality.length_control import length_controlled_win_rate
 from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_of_means
 from selfeval.records import PairwiseEvidence
 from selfeval.report.schema import Alarm, OverOptimisation, Policy, PolicyComparisons, Sample
+
+if TYPE_CHECKING:  # torch is loaded along with it, and a page that compares runs needs no model
+    from selfeval.judging.protocol import Judgement
 
 __all__ = ["CREDITS", "Answered", "Outcome", "compare_gold", "gold_share", "measure_policy", "outcome", "sample_of"]
 

@@ -8,6 +8,8 @@ question are averaged first, because they are not independent. A difference is c
 - the exact two-sided test of wins against losses has p <= `LEVEL`;
 - the interval of the difference excludes 0, on the same side.
 
+`compare_independent` is for cases that are not the same: it has an interval, but no test.
+
 Without a true difference, one is claimed in at most 5 % of draws, for any number of questions.
 
 Shapes: N cases, U units (questions).
@@ -15,6 +17,7 @@ Shapes: N cases, U units (questions).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,17 @@ from typing import Any, Literal
 
 from selfeval.quality.statistics import Figure, mcnemar_exact, mean_figure, paired_difference, proportion
 
-__all__ = ["FEWEST", "LEVEL", "Comparison", "Finding", "Test", "compare_paired", "compare_with_level"]
+__all__ = [
+    "FEWEST",
+    "LEVEL",
+    "Comparison",
+    "Finding",
+    "Test",
+    "compare_independent",
+    "compare_means",
+    "compare_paired",
+    "compare_with_level",
+]
 
 FEWEST = 6
 """Fewest questions for a claim: with five wins in five questions the exact test has p = 2 / 2^5 = 0.0625."""
@@ -130,6 +143,62 @@ def compare_with_level(scores: Sequence[float], level: float = 0.5, questions: S
         share = proportion([score == 1 for score in scores])
         return _comparison(units, _less(share, level), "binomial_exact")
     return _comparison(units, mean_figure(units, bounds=(-level, 1 - level)), "sign_exact")
+
+
+def compare_means(ours: Sequence[float], theirs: Sequence[float]) -> Comparison:
+    """Compare two systems by an unbounded quantity on the same questions, such as the KL or the length of replies.
+
+    difference   mean of (ours − theirs)
+    interval     Student's, without bounds (`mean_figure`)
+    test         exact binomial test of the questions on which ours is higher against those on which it is lower
+
+    Args:
+        ours: [N], finite, one value per question.
+        theirs: [N], values of the other system for the same questions in the same order.
+
+    Raises:
+        ValueError: the lengths differ, or a value is not finite.
+
+    Example:
+        >>> compare_means([3.0, 5.0, 4.0], [1.0, 2.0, 3.0]).difference.value
+        2.0
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired values need equal lengths, got {len(ours)} and {len(theirs)}")
+    units = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return _comparison(units, mean_figure(units, bounds=None), "sign_exact")
+
+
+def compare_independent(ours: Figure, theirs: Figure) -> Figure:
+    """Return the difference of two figures of independent cases, such as accuracies on different questions.
+
+    d = x − y,   [d − √((x − x_low)² + (y_high − y)²),  d + √((x_high − x)² + (y − y_low)²)]
+
+    Method 10 of Newcombe 1998 (Statistics in Medicine 17, pages 873 to 890) for shares with Wilson's intervals; Zou and Donner
+    2008 (https://doi.org/10.1002/sim.3095) derive it for other intervals. Where the cases are the same, `compare_paired` has a
+    sharper interval.
+
+    Args:
+        ours: a figure, with its 95 % interval.
+        theirs: the figure of the other system, from other cases.
+
+    Returns:
+        Ours minus theirs; `n` counts the cases of both. None if a value is undefined; no interval if one of them has none.
+
+    Example:
+        >>> compare_independent(proportion([True] * 56 + [False] * 14), proportion([True] * 48 + [False] * 32)).as_json()
+        {'value': 0.2, 'ci_low': 0.052432, 'ci_high': 0.333871, 'n': 150}
+    """
+    n = ours.n + theirs.n
+    if ours.value is None or theirs.value is None:
+        return Figure(None, None, None, n)
+    x, y, difference = ours.value, theirs.value, ours.value - theirs.value
+    ends = (ours.ci_low, ours.ci_high, theirs.ci_low, theirs.ci_high)
+    if None in ends:
+        return Figure(difference, None, None, n)
+    x_low, x_high, y_low, y_high = (float(end or 0.0) for end in ends)
+    low = difference - math.hypot(x - x_low, y_high - y)
+    return Figure(difference, low, difference + math.hypot(x_high - x, y - y_low), n)
 
 
 def _comparison(units: Sequence[float], difference: Figure, test: Test) -> Comparison:

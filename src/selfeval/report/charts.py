@@ -63,13 +63,14 @@ class Line:
     """A series of points in order of x.
 
     `band` has (low, high) for each point. With a `smoothing` in (0, 1], the span of `smooth`, a smoothed line is drawn over a
-    thin line of the raw values.
+    thin line of the raw values. `order` is the number of its colour and dash, from 0. Default: its place in the chart.
     """
 
     name: str
     points: Sequence[Point]
     band: Sequence[Point] | None = None
     smoothing: float = 0.0
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def line_chart(
     """
     if not lines or any(not line.points for line in lines):
         raise ValueError("a line chart needs at least one point in every series")
-    lines = [_bounded(line) for line in lines]
+    lines = [replace(_bounded(line), order=_order(line, place)) for place, line in enumerate(lines)]
     rows = _legend_rows(lines)
     frame = Frame.over(
         widened(*x_range) if x_range else _x_range(lines),
@@ -228,7 +229,7 @@ def line_chart(
     if reference is not None:
         body.append(_level(frame, reference))
     body += [_mark(frame, mark) for mark in marks if frame.x.low <= mark.x <= frame.x.high]
-    body += [_series(frame, line, order) for order, line in enumerate(lines)]
+    body += [_series(frame, line) for line in lines]
     body.append(_legend(rows))
     body.append(_probes(frame, lines, x_label))
     return _svg("".join(body), 210 + LEGEND_ROW * len(rows), f"{label}. {_told(frame, lines, x_label)}")
@@ -423,7 +424,12 @@ def _axes(frame: Frame, x_label: str, *, whole_x: bool) -> str:
     return "".join(body)
 
 
-def _series(frame: Frame, line: Line, order: int) -> str:
+def _order(line: Line, place: int = 0) -> int:
+    return place if line.order is None else line.order
+
+
+def _series(frame: Frame, line: Line) -> str:
+    order = _order(line)
     colour = f"c{order % 4 + 1}"
     body = []
     if line.band is not None:
@@ -455,12 +461,12 @@ def _probes(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
     stride = math.ceil(len(xs) / MOST_PROBES)
     # The last step is always kept, whatever the stride.
     xs = sorted({*xs[::stride], xs[-1]})
-    values = [dict(line.points) for line in lines]
+    values = [(_order(line), dict(line.points)) for line in lines]
     # Strips meet halfway between neighbouring points.
     edges = [frame.x.start, *((frame.x(a) + frame.x(b)) / 2 for a, b in pairwise(xs)), frame.x.end]
     bottom, top, body = frame.y.end, frame.y.start, []
     for x, left, right in zip(xs, edges[:-1], edges[1:], strict=True):
-        here = [(order, at[x]) for order, at in enumerate(values) if x in at]
+        here = [(order, at[x]) for order, at in values if x in at]
         text = f"{x_label} {_value(x, frame.x_percent)}: " + ", ".join(_value(y, frame.y_percent) for _, y in here)
         dots = "".join(_dot(frame, (x, y), order, 3.5) for order, y in here)
         hit = _tag("rect", class_="hit", x=left, y=bottom, width=max(0.0, right - left), height=top - bottom)
@@ -490,13 +496,13 @@ def _legend_rows(lines: Sequence[Line]) -> list[list[tuple[float, int, str]]]:
     """Lay out the names of the series in rows as wide as the chart: (x, index of the series, name); empty for one series."""
     rows: list[list[tuple[float, int, str]]] = []
     at = math.inf
-    for order, line in enumerate(lines if len(lines) > 1 else []):
+    for line in lines if len(lines) > 1 else []:
         wide = 33 + LEGEND_LETTER * len(line.name)
         # `at` starts at infinity, so the first name opens the first row.
         if at + wide > WIDTH:
             at = 46.0
             rows.append([])
-        rows[-1].append((at, order, line.name))
+        rows[-1].append((at, _order(line), line.name))
         at += wide
     return rows
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from selfeval.report.schema import Memory, MemoryEvent
 
-__all__ = ["memory_rows"]
+__all__ = ["event_rows", "memory_rows"]
 
 _KINDS = {
     "out_of_memory": "out of memory",
@@ -19,8 +19,13 @@ _KINDS = {
 
 def memory_rows(memory: Memory) -> list[tuple[str, str]]:
     """Return a row for each stage and phase whose limit changed, with the change and its cause; most runs have none."""
+    return event_rows(memory.events)
+
+
+def event_rows(events: Sequence[MemoryEvent]) -> list[tuple[str, str]]:
+    """Return the rows of `memory_rows` for events that are in no report yet."""
     places: dict[tuple[str, str, str], list[MemoryEvent]] = {}
-    for event in memory.events:
+    for event in events:
         places.setdefault((event.stage, event.phase, event.unit), []).append(event)
     return [
         (f"memory, {stage}: {phase}", f"{_limits(events)} {unit} at a time; {_reasons(events)}")

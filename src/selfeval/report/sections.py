@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -84,7 +84,18 @@ from selfeval.report.summary import (
 )
 from selfeval.texts import format_bytes
 
-__all__ = ["all_sections", "column"]
+__all__ = [
+    "CURVES",
+    "SMOOTHING",
+    "SMOOTH_FROM",
+    "all_sections",
+    "column",
+    "config_tables",
+    "evaluator_curves",
+    "flat",
+    "metric_curves",
+    "policy_curves",
+]
 
 View = dict[str, Any]
 
@@ -159,7 +170,7 @@ def all_sections(report: Report, metrics: Metrics) -> View:
         "dropped": _dropped(report.dropped),
         "cost": _cost(report),
         "data": [(name.replace("_", " "), count(value)) for name, value in report.data],
-        "config": _config(report.config),
+        "config": config_tables(report.config),
         "prompts": [(name, text) for name, text in report.prompts.items() if text],
         "versions": list(report.versions.items()),
     }
@@ -391,19 +402,52 @@ def _stack(parts: Sequence[Part], label: str) -> View | None:
 
 
 def _curves(policy: Policy, metrics: Metrics) -> View:
-    rows = metrics.get("policy", [])
-    marks = [
-        Mark(alarm.step if alarm.seen_at is None else alarm.seen_at, f"step {alarm.step}, {alarm.name}: {alarm.message}")
-        for alarm in policy.watchdogs
-    ]
-    shown = [_curve(rows, title, caption, keys, marks) for title, caption, keys in CURVES]
-    known = {"step"} | {key for _, _, keys in (*CURVES, *MORE_CURVES) for key, _ in keys}
-    # Metrics without a predefined chart are drawn too.
-    unknown = sorted({key for row in rows for key in row if finite(row[key]) is not None} - known)
-    others = [(key.replace("_", " ").capitalize(), "", ((key, key),)) for key in unknown]
-    more = [_curve(rows, title, caption, keys, marks) for title, caption, keys in (*MORE_CURVES, *others)]
+    rows, marks = metrics.get("policy", []), _marks(policy.watchdogs)
+    shown, more = policy_curves(rows, policy.watchdogs)
     by_gold = [_gold_curve(metrics.get("evaluation", []), marks), _overoptimisation(policy.overoptimisation)]
     return {"shown": [*by_gold, *shown], "more": more, "measured": bool(rows)}
+
+
+def _marks(alarms: Sequence[Alarm]) -> list[Mark]:
+    return [
+        Mark(alarm.step if alarm.seen_at is None else alarm.seen_at, f"step {alarm.step}, {alarm.name}: {alarm.message}")
+        for alarm in alarms
+    ]
+
+
+def policy_curves(rows: Rows, alarms: Sequence[Alarm]) -> tuple[list[View], list[View]]:
+    """Return the charts of policy training: the main ones, and all others.
+
+    Args:
+        rows: metrics of the stage `policy`.
+        alarms: alarms of the watchdogs, marked in every chart.
+    """
+    marks = _marks(alarms)
+    shown = [_curve(rows, title, caption, keys, marks) for title, caption, keys in CURVES]
+    known = {"step"} | {key for _, _, keys in (*CURVES, *MORE_CURVES) for key, _ in keys}
+    more = [_curve(rows, title, caption, keys, marks) for title, caption, keys in MORE_CURVES]
+    # Metrics without a predefined chart are drawn too.
+    return shown, [*more, *metric_curves(rows, known, marks)]
+
+
+def metric_curves(rows: Rows, known: Collection[str] = ("step",), marks: Sequence[Mark] = ()) -> list[View]:
+    """Return a chart of each metric that has a number, except the known ones, by name."""
+    unknown = sorted({key for row in rows for key in row if finite(row[key]) is not None} - set(known))
+    return [_curve(rows, key.replace("_", " ").capitalize(), "", ((key, key),), marks) for key in unknown]
+
+
+def evaluator_curves(rows: Rows) -> list[View]:
+    """Return the charts of evaluator training, from the metrics of the stage `evaluator`."""
+    return [
+        _curve(rows, "Evaluator loss", "Bradley-Terry loss on the training pairs.", (("loss", "loss"),)),
+        _curve(
+            rows,
+            "Evaluator accuracy during training",
+            "On each batch of training pairs, before its update.",
+            (("accuracy", "batch"),),
+            shares="y",
+        ),
+    ]
 
 
 def _overoptimisation(found: OverOptimisation | None) -> View:
@@ -461,16 +505,7 @@ def _evaluator(report: Report, rows: Rows) -> View:
         "baselines": _baselines(report),
         "risk": _risk(report.evaluator),
         "calibration": _calibration(report.evaluator),
-        "training": [
-            _curve(rows, "Evaluator loss", "Bradley-Terry loss on the training pairs.", (("loss", "loss"),)),
-            _curve(
-                rows,
-                "Evaluator accuracy during training",
-                "On each batch of training pairs, before its update.",
-                (("accuracy", "batch"),),
-                shares="y",
-            ),
-        ],
+        "training": evaluator_curves(rows),
     }
 
 
@@ -767,17 +802,18 @@ def _cost(report: Report) -> View:
     }
 
 
-def _config(config: Mapping[str, Any]) -> list[View]:
+def config_tables(config: Mapping[str, Any]) -> list[View]:
     """Return the resolved configuration, one table per section; top-level values form the first table."""
     alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
     nested = [(key, value) for key, value in config.items() if isinstance(value, dict)]
     tables = ([("run", alone)] if alone else []) + nested
-    return [{"title": title, "rows": list(_flat(values))} for title, values in tables]
+    return [{"title": title, "rows": list(flat(values))} for title, values in tables]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted keys and values of a nested configuration, as text."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -269,7 +269,7 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
     # Before the work: after a kill, the results on disk can be attributed to this configuration.
     store.begin(stage.name, expected.key, inputs)
     try:
-        with cpu_threads(_threads(context, stage)):
+        with context.terminal.stage(context.round, stage.name), cpu_threads(_threads(context, stage)):
             counts = stage.run(context)
     except BaseException:
         seconds = time.monotonic() - started

@@ -251,6 +251,7 @@ def execute(
     force: bool = False,
     executor_of: Callable[[Context], Executor] | None = None,
     verbose: bool = False,
+    watch: str = "",
 ) -> Outcome:
     """Check the input, then run every unfinished stage.
 
@@ -266,6 +267,7 @@ def execute(
         executor_of: Optional. Returns the executor of a stage that writes shards, from the context of its round. Default:
             shards are computed in this process.
         verbose: append notes, progress, warnings of libraries and tracebacks to `run.log` in the run folder. Default: False.
+        watch: Optional. Line for the terminal that says how to watch the run. Default: none.
 
     Raises:
         InputError: an input cannot be used; a new run folder is removed again.
@@ -275,6 +277,7 @@ def execute(
     check_input(config, trust_remote_code=trust_remote_code, allow_code_execution=allow_code_execution)
     from selfeval.backbone.snapshot import ensure_snapshot
     from selfeval.stages.context import Context, in_process
+    from selfeval.stages.progress import progress_file
     from selfeval.stages.rounds import run_rounds
     from selfeval.stages.run_log import run_log
 
@@ -288,7 +291,13 @@ def execute(
             terminal.note(note)
     for section, settings in config.servers.items():
         terminal.note(f"{section}: questions and replies are sent to {settings.model} at {settings.url}")
-    with run_folder(output) as store, run_log(output) if verbose else nullcontext() as log:
+    with (
+        run_folder(output) as store,
+        progress_file(output, terminal),
+        run_log(output) if verbose else nullcontext() as log,
+    ):
+        if watch:
+            terminal.show(watch)
         if log:
             terminal.note(f"log: {log}")
         context = Context(

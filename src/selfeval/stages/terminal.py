@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -14,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from selfeval.stages.time_left import TimeLeft
+from selfeval.store import Progress
 from selfeval.texts import visible
 
 __all__ = ["Bar", "Terminal"]
@@ -74,6 +76,18 @@ class Bar:
     def _reached(self) -> float:
         """Units that are done, with the part of those in progress."""
         return self.done + self._within
+
+    def progress(self) -> Progress:
+        """Return its state for readers in other processes."""
+        left = self._time_left.seconds(time.monotonic())
+        return Progress(
+            step=self.name,
+            done=self._reached,
+            total=float(self.total),
+            rate=self._time_left.rate,
+            seconds_left=left,
+            figures=self._figures,
+        )
 
     @property
     def _count(self) -> str:
@@ -149,6 +163,10 @@ class Terminal:
     def __init__(self, quiet: bool = False, console: Console | None = None, *, asks: bool = True) -> None:
         self.quiet, self._asks = quiet, asks
         self.console = console or Console(stderr=True)
+        # Of the work in progress, innermost last: read by the thread of `stages/progress.py`.
+        self._stages: list[tuple[int, str, float]] = []
+        self._bars: list[Bar] = []
+        self._steps: list[str] = []
 
     @property
     def is_live(self) -> bool:
@@ -158,15 +176,45 @@ class Terminal:
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Show a progress bar for a stage of `total` units, of which `done` are already finished."""
         bar = Bar(self, name, total, done)
+        self._bars.append(bar)
         try:
             yield bar
         finally:
+            self._bars.remove(bar)
             bar.close()
+
+    @contextmanager
+    def stage(self, number: int, name: str) -> Iterator[None]:
+        """Note that a stage of a round is in progress."""
+        self._stages.append((number, name, time.monotonic()))
+        try:
+            yield
+        finally:
+            self._stages.pop()
+
+    def progress(self) -> Progress:
+        """Return the state of the work, for readers in other processes. May be called from another thread."""
+        bars, steps = self._bars[-1:], self._steps[-1:]
+        found = bars[0].progress() if bars else Progress()
+        if steps:
+            found = replace(found, step=steps[0])
+        for number, name, begun in self._stages[-1:]:
+            found = replace(found, round=number, stage=name, seconds=time.monotonic() - begun)
+        return found
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Show a spinner (or a line) during a step of unknown length."""
         _LOGGER.info(what)
+        self._steps.append(what)
+        try:
+            with self._spinner(what):
+                yield
+        finally:
+            self._steps.pop()
+
+    @contextmanager
+    def _spinner(self, what: str) -> Iterator[None]:
         if self.is_live:
             # One line, as it is: a wrapped line or a path in brackets would be shown as something else.
             shown = Text(visible(what))

@@ -25,10 +25,22 @@ from selfeval.runs.export import TUNING, Exported, export_role
 from selfeval.runs.export_folder import free_folder
 from selfeval.stages.context import Context
 from selfeval.stages.preflight import check_base
+from selfeval.stages.progress import progress_file
 from selfeval.stages.prompts import keep_templates, load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning_rows import Source, TuningRows
-from selfeval.store import Changed, Expected, Ledger, RunStore, fingerprint, read_object, read_run, write_json, writing
+from selfeval.store import (
+    PROGRESS,
+    Changed,
+    Expected,
+    Ledger,
+    RunStore,
+    fingerprint,
+    read_object,
+    read_run,
+    write_json,
+    writing,
+)
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.held_out_loss import HeldOutLoss
 from selfeval.training.sft import tune_on_documents
@@ -132,7 +144,7 @@ def tune(
     target = free_folder(target)
     source.check(config)
     check_base(config, trust_remote_code=trust_remote_code)  # fail before a folder is created, not after the training
-    with _workplace(target) as store:
+    with _workplace(target) as store, progress_file(store.root, terminal), terminal.stage(1, _STAGE):
         store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
         context = Context(config, store, terminal, trust_remote_code=trust_remote_code)
         rows = source.rows(context, length)
@@ -167,7 +179,7 @@ def tune(
 def _workplace(target: Path) -> Iterator[RunStore]:
     """Open and lock the working folder next to the target; remove it on an error if nothing was done yet."""
     folder = target.with_name(f"{target.name}.tuning")
-    begun = (".lock", ".run.json.part")
+    begun = (".lock", ".run.json.part", PROGRESS, f".{PROGRESS}.part")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     key = folder / _STAGE / "key.json"  # identifies the folder if run.json was removed
     # Another run folder must not be taken for this command's, since it is deleted in the end.

@@ -27,6 +27,7 @@ from selfeval.store.ledger import (
     has_manifest,
 )
 from selfeval.store.metrics import read_metrics
+from selfeval.store.progress import PROGRESS, Progress, is_locked, read_progress, remove_progress, write_progress
 from selfeval.store.records import read_rows
 from selfeval.store.run_file import RUN_SCHEMA, read_run
 from selfeval.store.run_store import RunStore
@@ -34,6 +35,7 @@ from selfeval.store.sealed import read_sealed, write_sealed
 
 __all__ = [
     "OF_THE_RUN",
+    "PROGRESS",
     "RUN_SCHEMA",
     "Archive",
     "Changed",
@@ -43,6 +45,7 @@ __all__ = [
     "Ledger",
     "Missing",
     "Output",
+    "Progress",
     "RunStore",
     "State",
     "as_storage_error",
@@ -51,16 +54,20 @@ __all__ = [
     "file_hash",
     "fingerprint",
     "has_manifest",
+    "is_locked",
     "open_file",
     "open_to_umask",
     "read_json",
     "read_metrics",
     "read_object",
+    "read_progress",
     "read_rows",
     "read_run",
     "read_sealed",
+    "remove_progress",
     "write_file",
     "write_json",
+    "write_progress",
     "write_sealed",
     "writing",
 ]

@@ -22,6 +22,7 @@ from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
 from selfeval.store.files import as_storage_error, file_hash, recover_folder, write_file, write_json
 from selfeval.store.moves import Move, read_move
+from selfeval.store.progress import PROGRESS
 from selfeval.store.records import as_lines, read_records, write_records
 from selfeval.store.run_file import read_run
 from selfeval.store.sealed import write_sealed
@@ -80,7 +81,7 @@ class RunStore:
     def _is_run(self) -> bool:
         """Whether the folder is a run, including one without run.json (lost, or killed before it was written)."""
         # A folder with nothing else was created by a process that was killed before its first write.
-        begun = (".lock", ".run.json.part", "run.log")
+        begun = (".lock", ".run.json.part", "run.log", PROGRESS, f".{PROGRESS}.part")
         if (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir()):
             return True
         ours = any((self.root / name).is_file() for name in (".lock", "seeds.jsonl"))

@@ -10,7 +10,7 @@ from selfeval.serve.api_errors import handle_errors
 from selfeval.serve.gate import Access, Gate
 from selfeval.serve.page_access import PAGES
 from selfeval.serve.process import Application
-from selfeval.view import label_page, overview, run_list, static
+from selfeval.view import compare, label_page, overview, run_list, static
 from selfeval.view.label_desk import LabelDesk
 from selfeval.view.opened import OpenedRuns
 
@@ -32,7 +32,7 @@ def view_router(runs: OpenedRuns, desk: LabelDesk | None = None) -> APIRouter:
         request.state.runs, request.state.desk = runs, labels
 
     router = APIRouter(prefix=PAGES, include_in_schema=False, dependencies=[Depends(remember)])
-    for module in (static, run_list, label_page, overview):
+    for module in (static, run_list, label_page, overview, compare):
         router.include_router(module.router)
     return router
 

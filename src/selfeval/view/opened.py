@@ -21,15 +21,16 @@ class OpenedRuns:
 
     Args:
         folders: run folders, or folders that contain some.
+        may_be_missing: a folder may be created later, by the first run. Default: False.
 
     Raises:
         InputError: one of them is not a folder.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        if missing := [folder for folder in folders if not folder.is_dir()]:
+    def __init__(self, folders: Sequence[Path], *, may_be_missing: bool = False) -> None:
+        if not may_be_missing and (missing := [folder for folder in folders if not folder.is_dir()]):
             raise InputError(f"{missing[0]} is not a folder; pass a run folder, or a folder that contains some (default: runs)")
-        self._folders = tuple(folders)
+        self.folders = tuple(folders)
 
     def named(self) -> dict[RunName, Path]:
         """Return the folders of all runs by name, in the order of the folders that were passed."""
@@ -43,7 +44,7 @@ class OpenedRuns:
         return found
 
     def _found(self) -> Iterator[tuple[RunName, Path]]:
-        for given in self._folders:
+        for given in self.folders:
             for folder in run_folders(given):
                 inner = folder.relative_to(given).parts
                 yield _name(inner or (given.resolve().name,)), folder.resolve()

@@ -1,0 +1,71 @@
+"""Training curves of several runs in the same charts, one colour per run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from selfeval.errors import InputError
+from selfeval.report.charts import Line
+from selfeval.report.drawing import line_chart
+from selfeval.report.sections import CURVES, SMOOTH_FROM, SMOOTHING, column
+from selfeval.store import read_metrics
+from selfeval.view.compared_runs import ComparedRun
+from selfeval.view.drawn import Drawn, version_of
+
+__all__ = ["Overlay", "overlaid_curves"]
+
+_EVALUATOR = (("Evaluator loss", "Bradley-Terry loss on the training pairs.", "loss"),)
+_NAME_LETTERS = 18
+_DRAWN: Drawn[list[Overlay]] = Drawn(32)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A chart with a line for each run that has the metric."""
+
+    title: str
+    caption: str
+    picture: Markup
+
+
+def overlaid_curves(runs: Sequence[ComparedRun]) -> list[Overlay]:
+    """Return the charts of policy and evaluator training, of the metrics that at least one run has."""
+    paths = [run.reader.folder / "metrics" / f"{stage}.jsonl" for run in runs for stage in ("policy", "evaluator")]
+    return _DRAWN.get(tuple(run.name for run in runs), version_of(paths), lambda: list(_overlays(runs)))
+
+
+def _overlays(runs: Sequence[ComparedRun]) -> Iterator[Overlay]:
+    policy = [(_titled(title, name, keys), caption, key) for title, caption, keys in CURVES for key, name in keys]
+    for stage, charts in (("policy", policy), ("evaluator", _EVALUATOR)):
+        rows = {run.letter: _rows(run.reader.folder / "metrics" / f"{stage}.jsonl") for run in runs}
+        for title, caption, key in charts:
+            lines = [
+                Line(_short(run), points, smoothing=SMOOTHING if len(points) >= SMOOTH_FROM else 0.0, order=order)
+                for order, run in enumerate(runs)
+                if (points := column(rows[run.letter], key)[0])
+            ]
+            if len(lines) == 1:  # which has no legend
+                caption = f"{caption} Only of {lines[0].name}."
+            if lines:
+                yield Overlay(title, caption, Markup(line_chart(lines, label=title)))
+
+
+def _titled(title: str, name: str, keys: Sequence[tuple[str, str]]) -> str:
+    """Return the title of a chart with one of the metrics that the report draws in one chart."""
+    return title if len(keys) == 1 else name.capitalize()
+
+
+def _short(run: ComparedRun) -> str:
+    name = run.name if len(run.name) <= _NAME_LETTERS else f"{run.name[: _NAME_LETTERS - 1]}…"
+    return f"{run.letter}: {name}"
+
+
+def _rows(path: Path) -> Sequence[dict[str, object]]:
+    try:
+        return read_metrics(path)
+    except InputError:  # the page of the run shows why
+        return []
