@@ -65,7 +65,11 @@ def server(command: list[str], ready: Callable[[str], str | None]) -> Iterator[t
             yield address, psutil.Process(process.pid)
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # next to many busy processes; the figures must not be lost
+                process.kill()
+                process.wait()
 
 
 def ours(run: Path) -> contextlib.AbstractContextManager[tuple[str, psutil.Process]]:
