@@ -78,7 +78,6 @@ def sample_report() -> dict[str, Any]:
         },
         "policy": _policy(),
         "steps": _steps(),
-        "labels": _labels(),
         "replies": {
             "limit": 48,
             "unfinished": fig(0.021, 0.018, 0.025, 4000),
@@ -223,7 +222,8 @@ def _evaluator() -> dict[str, Any]:
     }
 
 
-def _labels() -> dict[str, Any]:
+def labels_of_people() -> dict[str, Any]:
+    """The part on labels of people, which most reports do not have."""
     return {
         "pairs": 1800,
         "labelled": 212,

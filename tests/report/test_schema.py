@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sample_report import compared, fig, parsed, sample_metrics, sample_report
+from sample_report import compared, fig, labels_of_people, parsed, sample_metrics, sample_report
 from test_memory import EVENTS
 from test_rounds import row
 
@@ -34,6 +34,7 @@ def full_report() -> dict[str, Any]:
     report["model"]["gold_file"] = "answers.jsonl"
     report["policy"]["watchdogs"][0]["seen_at"] = 44
     report["memory"]["events"] = EVENTS
+    report["labels"] = labels_of_people()
     return ordered(report)
 
 

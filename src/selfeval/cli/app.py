@@ -70,6 +70,14 @@ CodeExecution = Annotated[
         "this.",
     ),
 ]
+Sure = Annotated[
+    float | None,
+    typer.Option(
+        min=0.5,
+        max=1.0,
+        help="Confidence threshold; below it the result is `unsure` (default: the threshold from `selfeval label`, or 0.8).",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder, e.g. runs/embedded.")]
 
 
@@ -529,7 +537,7 @@ def score(
             "conversation; - reads from standard input."
         ),
     ] = None,
-    sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence threshold; below it the result is `unsure`.")] = 0.8,
+    sure: Sure = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per question.")] = False,
     batch: Annotated[
         int, typer.Option(min=1, help="Batch size: lines of --file scored together. With 1, each line is answered immediately.")
@@ -578,7 +586,7 @@ def chat(
         int | None, typer.Option(help="Token limit of a reply (default: that of the run's replies).")
     ] = None,
     system: Annotated[str, typer.Option(help="System message, if the chat template has one.")] = "",
-    sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence threshold; below it the result is `unsure`.")] = 0.8,
+    sure: Sure = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per question.")] = False,
     trust_remote_code: RemoteCode = False,
     debug: Debug = False,
@@ -806,7 +814,9 @@ def benchmark_judge(
     ] = None,
     sure: Annotated[
         float | None,
-        typer.Option(min=0.5, max=1.0, help="Confidence from which a verdict counts (default: verdicts.keep; evaluator: 0.8)."),
+        typer.Option(
+            min=0.5, max=1.0, help="Confidence from which a verdict counts (default: verdicts.keep; evaluator: as `score`)."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of pairs, drawn at random (default: all).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 0,

@@ -44,7 +44,7 @@ class Settings:
         compare: let both reply, and the evaluator compare.
         temperature, top_p, seed, max_new_tokens: how replies are sampled (`sampling_of`).
         system: system message; empty for none.
-        sure: confidence below which the comparison is unsure.
+        sure: confidence below which the comparison is unsure; None for the evaluator's own.
         as_json: print a JSON object per reply or comparison, when it is complete.
     """
 
@@ -55,7 +55,7 @@ class Settings:
     seed: int = 0
     max_new_tokens: int | None = None
     system: str = ""
-    sure: float = 0.8
+    sure: float | None = None
     as_json: bool = False
 
 
@@ -90,7 +90,8 @@ def _load(folder: Path, settings: Settings, *, is_live: bool, trust_remote_code:
     from selfeval.stages.terminal import Terminal
 
     reader, roles = RunReader(folder), ROLES[::-1] if settings.compare else (settings.role,)
-    check_sure(settings.sure)
+    if settings.sure is not None:
+        check_sure(settings.sure)
     # Before the base is loaded, which may take minutes.
     if "policy" in roles:
         Policy.check(reader)

@@ -56,13 +56,13 @@ def _from_standard_input() -> Iterator[bytes]:
         yield line
 
 
-def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float, *, as_json: bool, batch: int) -> None:
+def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float | None, *, as_json: bool, batch: int) -> None:
     """Print the scores of each question as soon as its batch is scored.
 
     Args:
         evaluator: evaluator of a run.
         asked: the questions.
-        sure: confidence below which a preference is unsure.
+        sure: confidence below which a preference is unsure; None for the evaluator's own.
         as_json: print one JSON object per line, with all fields of the question's line.
         batch: number of questions that are read before any of them is scored.
     """

@@ -91,7 +91,8 @@ def benchmark_judge(
             `verdicts.judge`) or `referee`.
         files: files of a named data set, or folders that contain them: nothing is downloaded.
         settings: `key=value` strings for a model, such as `verdicts.reasoning=false`.
-        sure: Optional. Confidence from which a verdict counts, in [0.5, 1]. Default: `verdicts.keep`; 0.8 for an evaluator.
+        sure: Optional. Confidence from which a verdict counts, in [0.5, 1]. Default: `verdicts.keep`, or
+            `Evaluator.sure`.
         limit: Optional. Number of pairs, drawn at random. Default: all.
         seed: seed of the sample. Default: 0.
         output: Optional. Folder of the results, with which the same call resumes. Default: nothing is kept.

@@ -15,6 +15,8 @@ from selfeval.config.judges import REPLY
 from selfeval.errors import InputError
 from selfeval.judging.protocol import JudgeFit
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.labelling.threshold_file import saved_sure
+from selfeval.report.labels import DEFAULT_SURE
 from selfeval.runs.comparison import check_sure
 from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.judge_fit import read_fit
@@ -173,9 +175,14 @@ def _of_run(run: Path, judge: str, settings: Sequence[str], sure: float | None) 
     if role == "evaluator":
         Evaluator.check(reader)
     config = reader.config
-    # No setting of a run holds this for the evaluator: a score and a reward do not abstain.
-    keep = sure if sure is not None else 0.8 if role == "evaluator" else config.verdicts.keep
+    # No setting of a run holds this for the evaluator, only its labels: a score and a reward do not abstain.
+    keep = sure if sure is not None else _sure_of(reader) if role == "evaluator" else config.verdicts.keep
     return Subject(role, _with_keep(config, keep), Path(os.path.abspath(run)), round_seed(config.seed, reader.round))
+
+
+def _sure_of(reader: RunReader) -> float:
+    found = saved_sure(reader.folder)
+    return DEFAULT_SURE if found is None else found
 
 
 def _of_model(model: str, judge: str | None, settings: Sequence[str], sure: float | None, trusted: bool) -> Subject:

@@ -19,6 +19,7 @@ from selfeval.config import VerdictsConfig, judge_spec
 from selfeval.errors import ExportError
 from selfeval.quality.statistics import Figure
 from selfeval.report.figures import defined, describe
+from selfeval.report.labels import is_gold_by_people
 from selfeval.report.reading import read_report
 from selfeval.report.schema import Policy, Report
 

@@ -76,6 +76,16 @@ class Evaluator(TrainedModel):
         """
         return DEFAULT_SURE if self._sure is None else self._sure
 
+    def sure_or(self, given: float | None) -> float:
+        """Return a given confidence threshold, or `sure` if none is given.
+
+        Raises:
+            InputError: it is not between 0.5 and 1.
+        """
+        sure = self.sure if given is None else given
+        check_sure(sure)
+        return sure
+
     @staticmethod
     def check(reader: RunReader) -> None:
         """Refuse a run without a complete evaluator, without loading anything.
@@ -134,7 +144,7 @@ class Evaluator(TrainedModel):
             >>> Evaluator.load("runs/first").rank([("What is 1 + 1?", ["2"])])[0].preferred is None
             True
         """
-        sure = self._sure_or(sure)
+        sure = self.sure_or(sure)
         _check_texts([reply for _, replies in asked for reply in replies])
         # All questions in one pass, so the batches are full; `next` below deals the scores out in the same order.
         questions = [one for question, replies in asked for one in [question_from(question)] * len(replies)]
@@ -153,7 +163,7 @@ class Evaluator(TrainedModel):
         Raises:
             InputError: a text is empty, or `sure` is not between 0.5 and 1.
         """
-        sure = self._sure_or(sure)
+        sure = self.sure_or(sure)
         score_a, score_b = self.score(question, [a, b])
         return self.comparison_of((a, b), (score_a, score_b), sure)
 
@@ -244,11 +254,6 @@ class Evaluator(TrainedModel):
         self._reference_answers[question] = answer
 
     # -- inside ---------------------------------------------------------------------------------------------------------
-
-    def _sure_or(self, given: float | None) -> float:
-        sure = self.sure if given is None else given
-        check_sure(sure)
-        return sure
 
     def _scores(self, questions: Sequence[Question], replies: Sequence[str]) -> list[float]:
         self._answer(questions)

@@ -56,6 +56,7 @@ def _refuse_true(value: bool) -> bool:
 No = Annotated[bool, AfterValidator(_refuse_true), Field(json_schema_extra={"const": False})]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Sure = Annotated[float, Field(ge=0.5, le=1)]
+_SURE = "Default: the threshold from labels of people, or 0.8."
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -286,7 +287,7 @@ class ScoreBody(_Asked, RequestBody):
     model: str | None = None
     replies: Annotated[list[Text], Field(min_length=1)] | None = None
     items: Annotated[list[ScoreItem], Field(min_length=1)] | None = None
-    sure: Sure = Field(0.8, description="Confidence below which no reply is preferred.")
+    sure: Sure | None = Field(None, description=f"Confidence below which no reply is preferred. {_SURE}")
 
     @property
     def all_items(self) -> list[ScoreItem]:
@@ -311,7 +312,7 @@ class CompareBody(_Asked, RequestBody):
     model: str | None = None
     a: Text
     b: Text
-    sure: Sure = Field(0.8, description="Confidence below which neither reply is preferred.")
+    sure: Sure | None = Field(None, description=f"Confidence below which neither reply is preferred. {_SURE}")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

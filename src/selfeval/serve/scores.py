@@ -32,7 +32,7 @@ async def score(body: ScoreBody, request: Request) -> JSONResponse:
     scores, tokens = await _scored(service, request, "replies", asked)
     rest, data = iter(scores), []
     for index, item in enumerate(items):
-        found = evaluator.ranking_of(item.replies, [next(rest) for _ in item.replies], body.sure)
+        found = evaluator.ranking_of(item.replies, [next(rest) for _ in item.replies], evaluator.sure_or(body.sure))
         data.append(
             {
                 "object": "score",
@@ -53,7 +53,7 @@ async def compare(body: CompareBody, request: Request) -> JSONResponse:
     service = service_of(request)
     evaluator = service.check_scorer(body.model)
     (a, b), tokens = await _scored(service, request, "replies", [(body.asked, body.a), (body.asked, body.b)])
-    found = evaluator.comparison_of((body.a, body.b), (a, b), body.sure)
+    found = evaluator.comparison_of((body.a, body.b), (a, b), evaluator.sure_or(body.sure))
     assert found.probability is not None, "an evaluator always has a probability"
     return JSONResponse(
         {
