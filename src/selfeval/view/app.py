@@ -10,7 +10,8 @@ from selfeval.serve.api_errors import handle_errors
 from selfeval.serve.gate import Access, Gate
 from selfeval.serve.page_access import PAGES
 from selfeval.serve.process import Application
-from selfeval.view import overview, run_list, static
+from selfeval.view import browse, overview, question, report, run_list, static
+from selfeval.view.indexes import Indexes
 from selfeval.view.opened import OpenedRuns
 
 __all__ = ["make_view", "view_router"]
@@ -20,12 +21,13 @@ _BODY_BYTES = 1 << 20
 
 def view_router(runs: OpenedRuns) -> APIRouter:
     """Return the routes of all pages, under `/view`."""
+    indexes = Indexes()
 
     def remember(request: Request) -> None:
-        request.state.runs = runs
+        request.state.runs, request.state.indexes = runs, indexes
 
     router = APIRouter(prefix=PAGES, include_in_schema=False, dependencies=[Depends(remember)])
-    for module in (static, run_list, overview):
+    for module in (static, run_list, overview, browse, question, report):
         router.include_router(module.router)
     return router
 
