@@ -400,9 +400,7 @@ def _stack(parts: Sequence[Part], label: str, field: str) -> View | None:
     whole = sum(part.amount for part in parts)
     if whole <= 0:
         return None
-    rows = [
-        (part.name, part.style, count(part.amount), percent(part.amount / whole), f"{field}.{part.name}") for part in parts
-    ]
+    rows = [(part.name, part.style, count(part.amount), percent(part.amount / whole), f"{field}.{part.name}") for part in parts]
     return {"picture": Markup(stacked_bar(parts, label=label)), "rows": rows}
 
 
@@ -678,7 +676,7 @@ def _measured(
     name: str,
     part: Verdicts | JudgeMember | JudgeProbe,
     field: str,
-    as_percent: bool = True,  # noqa: FBT001, FBT002 - one of the values of a table
+    as_percent: bool = True,
     *,
     path: str = "verdicts",
 ) -> list[FigureRow]:

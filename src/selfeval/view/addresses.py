@@ -35,4 +35,5 @@ def record_address(run: RunName, kind: str, question: str, number: int) -> str:
         question: id of the question; empty if it has none.
         number: id of the record in the index.
     """
-    return f"{question_address(run, question)}#{kind}-{number}" if question else ""
+    # The page shows some records of each kind, this one among them.
+    return f"{question_address(run, question)}?show={number}#{kind}-{number}" if question else ""

@@ -13,7 +13,7 @@ from selfeval.runs.reader import KINDS as FILES
 from selfeval.runs.reader import RunReader
 from selfeval.serve.page_access import SAFE_HEADERS
 from selfeval.view.addresses import record_address
-from selfeval.view.index import Progress, RunIndex, has_full_text
+from selfeval.view.index import RunIndex, has_full_text
 from selfeval.view.indexes import index_of
 from selfeval.view.kinds import KINDS, Choice, Exact, Filter, Kind, Range, Tags
 from selfeval.view.pages import PageRoute, opened_runs, page
@@ -69,11 +69,11 @@ def _records(kind: Kind, run: str, request: Request) -> HTMLResponse:
         found=found,
         rows=[(entry, record_address(run, kind.name, entry.question_id, entry.id)) for entry in rows],
         columns=[_heading(column, query) for column in COLUMNS[kind.name]],
-        fields=list(_fields(query, found.facets)),
+        fields=list(_fields(query, found)),
         set_filters=list(_set_filters(query)),
         pages=_pages(query, found),
         progress=progress,
-        missing=_missing(reader, kind, progress),
+        missing=_missing(reader, kind),
         has_full_text=has_full_text(),
     )
 
@@ -100,9 +100,9 @@ for _kind in KINDS.values():
     router.add_api_route(f"/run/{{run}}/{_kind.name}.jsonl", _download_of(_kind), name=f"{_kind.name}.jsonl")
 
 
-def _missing(reader: RunReader, kind: Kind, progress: Progress) -> str:
-    """Return why there are no records at all; empty if there are."""
-    if progress.total or progress.problems:
+def _missing(reader: RunReader, kind: Kind) -> str:
+    """Return why there is no file of these records; empty if there is one."""
+    if any(True for pattern in FILES[kind.name].files for _ in reader.folder.glob(pattern)):
         return ""
     stage = FILES[kind.name].stage
     if reader.is_finished(stage):
@@ -177,16 +177,18 @@ class _Field:
     options: tuple[tuple[str, str], ...] = ()
 
 
-def _fields(query: Query, facets: tuple[Facet, ...]) -> Iterator[_Field]:
-    by_name = {facet.filter.name: facet for facet in facets}
+def _fields(query: Query, found: Found) -> Iterator[_Field]:
+    """Yield the fields of the form, without those of properties that no record of the run has."""
+    by_name = {facet.filter.name: facet for facet in found.facets}
     for one in query.kind.filters:
         value = query.filters.get(one.name, "")
         if isinstance(one, Range):
             low, high = (query.filters.get(f"{one.name}_{end}", "") for end in ("min", "max"))
-            yield _Field("range", one.name, one.label, low=low, high=high)
+            if low or high or one.name not in found.unused:
+                yield _Field("range", one.name, one.label, low=low, high=high)
         elif isinstance(one, Exact):
             yield _Field("number" if one.is_number else "text", one.name, one.label, value)
-        else:
+        elif value or set(by_name[one.name].counts) - {NONE}:
             yield _Field("select", one.name, one.label, value, options=tuple(_options(by_name[one.name], value)))
 
 

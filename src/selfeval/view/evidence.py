@@ -77,9 +77,7 @@ def _one(evidence: PairwiseEvidence | AgreementEvidence | PointwiseEvidence) -> 
 
 
 def _combined(evidence: CombinedEvidence) -> Iterator[Reason]:
-    rows = zip(
-        evidence.judges, evidence.probabilities, evidence.votes, evidence.accuracies, evidence.members, strict=True
-    )
+    rows = zip(evidence.judges, evidence.probabilities, evidence.votes, evidence.accuracies, evidence.members, strict=True)
     for name, probability, vote, accuracy, member in rows:
         facts = (
             ("vote", {1: "first", -1: "second"}.get(vote, "abstains")),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfeval.evaluation.verdicts import is_consistent
+from selfeval.judging.choices import is_consistent
 from selfeval.records import PairwiseEvidence, Split, Unreadable, Verdict, VerdictState
 
 __all__ = ["KINDS", "Choice", "Exact", "Filter", "Kind", "Range", "Row", "Tags", "Value"]
@@ -217,7 +217,12 @@ def _change(row: Row) -> Value:
     return _CHANGES.get((row["gold_before"], row["gold_after"]))
 
 
-_CHANGE_WORDS = {"gained": "wrong, then right", "lost": "right, then wrong", "right": "right both times", "wrong": "wrong both times"}
+_CHANGE_WORDS = {
+    "gained": "wrong, then right",
+    "lost": "right, then wrong",
+    "right": "right both times",
+    "wrong": "wrong both times",
+}
 _BOTH_KNOWN = {"known": ("gold knows both replies", tuple(_CHANGE_WORDS))}
 _OUTCOMES = {"win": "win", "tie": "tie", "loss": "loss", "unparsable": "unparsable"}
 _DECIDED = {
@@ -242,7 +247,12 @@ KINDS: Mapping[str, Kind] = {
             "questions",
             "Questions",
             "Questions of training and of the test; test questions are never trained on.",
-            {"question": _field("id"), "same": _hash("text"), **_fields("split", "source"), "length": lambda row: len(row["text"])},
+            {
+                "question": _field("id"),
+                "same": _hash("text"),
+                **_fields("split", "source"),
+                "length": lambda row: len(row["text"]),
+            },
             _field("text"),  # type: ignore[arg-type]
             (
                 _SPLIT,

@@ -196,4 +196,4 @@ def _pattern(path: str) -> str:
 def _has_cases(value: Any) -> bool:
     if isinstance(value, Comparison):
         value = value.difference
-    return bool(value.n) if isinstance(value, Figure) else True
+    return bool(value.n if isinstance(value, Figure) else value)

@@ -81,11 +81,13 @@ class Found:
         total: number of selected records.
         records: places of those of the page.
         facets: counts of the values of each choice.
+        unused: ranges over columns that are empty in all records of the kind.
     """
 
     total: int
     records: tuple[Located, ...]
     facets: tuple[Facet, ...]
+    unused: frozenset[str] = frozenset()
 
 
 # -- the address --------------------------------------------------------------------------------------------------------
@@ -160,7 +162,18 @@ def find(connection: sqlite3.Connection, query: Query, *, whole: bool = False) -
     limit = "" if whole else f" LIMIT {PAGE} OFFSET {(query.page - 1) * PAGE}"
     rows = connection.execute(f"SELECT id, start, size FROM {kind.name} AS t{where}{_order(query)}{limit}", values)
     found = tuple(Located(*row) for row in rows)
-    return Found(total, found, () if whole else tuple(_facets(connection, kind, conditions)))
+    if whole:
+        return Found(total, found, ())
+    return Found(total, found, tuple(_facets(connection, kind, conditions)), _unused(connection, kind))
+
+
+def _unused(connection: sqlite3.Connection, kind: Kind) -> frozenset[str]:
+    columns = [one.name for one in kind.filters if isinstance(one, Range)]
+    if not columns:
+        return frozenset()
+    known = ", ".join(f"count({column})" for column in columns)
+    row = connection.execute(f"SELECT {known} FROM {kind.name}").fetchone()
+    return frozenset(column for column, count in zip(columns, row, strict=True) if not count)
 
 
 def _order(query: Query) -> str:

@@ -32,13 +32,13 @@ _BY_QUESTION = ("reference_answers", "replies", "verdicts", "pairs", "scored", "
 
 
 @router.get("/run/{run}/question/{question}")
-def question_page(run: str, question: str, request: Request) -> HTMLResponse:
-    """Show everything about a question."""
+def question_page(run: str, question: str, request: Request, show: int = -1) -> HTMLResponse:
+    """Show everything about a question; of many records of a kind, the first ones and the one with the id `show`."""
     reader = opened_runs(request).reader(run)
     index = index_of(request, reader.folder)
     progress = index.refresh(reader, KINDS, _WAIT_SECONDS)
     with index.reading() as connection:
-        found = {kind: _of(connection, index, kind, question) for kind in ("questions", *_BY_QUESTION)}
+        found = {kind: _of(connection, index, kind, question, show) for kind in ("questions", *_BY_QUESTION)}
         if not found["questions"]:
             wait = "" if progress.is_complete else " The run is still being indexed; reload the page."
             raise NotFoundError(f"There is no question {question!r} in {run}.{wait}")
@@ -69,10 +69,14 @@ Numbered = tuple[int, Any]
 """Id of a record in the index, and the record."""
 
 
-def _of(connection: sqlite3.Connection, index: RunIndex, kind: str, question: str) -> list[Numbered]:
-    """Return the first records of a kind about a question."""
-    sql = f"SELECT id, start, size FROM {kind} WHERE question = ? ORDER BY id LIMIT {_MOST}"
-    return _loaded(index, kind, [Located(*row) for row in connection.execute(sql, (question,))])
+def _of(connection: sqlite3.Connection, index: RunIndex, kind: str, question: str, show: int) -> list[Numbered]:
+    """Return the first records of a kind about a question, and the one to show."""
+    sql = f"SELECT id, start, size FROM {kind} WHERE question = ? ORDER BY id <> ?, id LIMIT {_MOST}"
+    return _loaded(index, kind, sorted((Located(*row) for row in connection.execute(sql, (question, show))), key=_by_id))
+
+
+def _by_id(place: Located) -> int:
+    return place.id
 
 
 def _loaded(index: RunIndex, kind: str, places: Sequence[Located]) -> list[Numbered]:
@@ -97,4 +101,3 @@ def _right_by_gold(pair: records.ScoredPair) -> bool | None:
     if pair.gold_first is None or pair.gold_second is None or pair.gold_first == pair.gold_second:
         return None
     return pair.margin != 0 and (pair.margin > 0) == pair.gold_first
-

@@ -93,6 +93,14 @@ def _number(read: Callable[[Entry], float | None]) -> Callable[[Entry], Cell]:
     return cell
 
 
+def _share(read: Callable[[Entry], float | None]) -> Callable[[Entry], Cell]:
+    def cell(entry: Entry) -> Cell:
+        value = read(entry)
+        return Cell("–" if value is None else f"{value:.3f}", "number")
+
+    return cell
+
+
 def _signed(read: Callable[[Entry], float]) -> Callable[[Entry], Cell]:
     return lambda entry: Cell(f"{read(entry):+.2f}", "number")
 
@@ -124,14 +132,17 @@ def _finished(name: str) -> Callable[[Entry], Cell]:
 
 def _chosen(entry: Entry) -> Cell:
     """Return which reply of a verdict is preferred."""
-    probability = entry.row["probability"]
-    said = "none" if probability is None or probability == 0.5 else "first" if probability > 0.5 else "second"
-    return Cell(said, "plain")
+    state, probability = entry.row["state"], entry.row["probability"]
+    if probability is None:
+        return Cell("–", "plain")
+    if state == "tie" or probability == 0.5:
+        return Cell("neither", "plain")
+    return Cell("first" if probability > 0.5 else "second", "plain")
 
 
 def _evaluator_choice(entry: Entry) -> Cell:
     margin = entry.row["margin"]
-    return Cell("none" if margin == 0 else "first" if margin > 0 else "second", "plain")
+    return Cell("neither" if margin == 0 else "first" if margin > 0 else "second", "plain")
 
 
 def _against_gold(row: Row) -> bool | None:
@@ -191,15 +202,15 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
         Column("Second reply", _text(_reply("second"))),
         Column("State", _state, "state"),
         Column("Better", _chosen, "probability"),
-        Column("Confidence", _number(_verdict_confidence), "confidence", is_number=True),
-        Column("Tie", _number(_of("tie")), "tie", is_number=True),
+        Column("Confidence", _share(_verdict_confidence), "confidence", is_number=True),
+        Column("Tie", _share(_of("tie")), "tie", is_number=True),
         _SPLIT,
     ),
     "pairs": (
         _QUESTION,
         Column("Chosen", _text(_of("chosen"))),
         Column("Rejected", _text(_of("rejected"))),
-        Column("Confidence", _number(_of("confidence")), "confidence", is_number=True),
+        Column("Confidence", _share(_of("confidence")), "confidence", is_number=True),
         _SPLIT,
     ),
     "dropped": (
@@ -263,7 +274,8 @@ def _question_id(connection: sqlite3.Connection, kind: str, row: Row) -> str:
         return str(twin)
     text = row["question"] if kind == "seeds" else row["text"]
     found = connection.execute(
-        "SELECT question FROM questions JOIN questions_text USING (id) WHERE same = ? AND text = ?", (hash(text), encodable(text))
+        "SELECT question FROM questions JOIN questions_text USING (id) WHERE same = ? AND text = ?",
+        (hash(text), encodable(text)),
     ).fetchone()
     return str(found[0]) if found else ""
 
