@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from selfeval.evaluation.verdicts import choices_of, label_is_right
+from selfeval.evaluation.verdicts import label_is_right
+from selfeval.judging.choices import choices_of
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
 from selfeval.records import AgreementEvidence, CombinedEvidence, Reply, Verdict, VerdictState
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from selfeval.config import AgreementConfig, CombinedConfig, RunConfig, judge_spec
-from selfeval.evaluation.verdicts import choices_of, count_causes, is_consistent
+from selfeval.evaluation.verdicts import count_causes
 from selfeval.judging.calibrated import looks_of
+from selfeval.judging.choices import choices_of, is_consistent
 from selfeval.judging.protocol import Judgement
 from selfeval.quality.judge_calibration import unbiased_agreement
 from selfeval.quality.selective_risk import binomial_tail

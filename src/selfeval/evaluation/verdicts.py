@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from selfeval.judging.orders import Choice, choice
+from selfeval.judging.choices import is_consistent
 from selfeval.quality.judge_calibration import Calibration
 from selfeval.quality.statistics import Figure, mean_figure, proportion
 from selfeval.records import (
     AgreementEvidence,
     CombinedEvidence,
-    PairwiseEvidence,
     PointwiseEvidence,
     SampledPairwiseEvidence,
     SampledPointwiseEvidence,
@@ -22,7 +21,7 @@ from selfeval.records import (
 )
 from selfeval.report.schema import JudgeCalibration, JudgeMember, JudgeProbe, UnreadableOrders, Verdicts
 
-__all__ = ["choices_of", "count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
+__all__ = ["count_causes", "label_is_right", "measure_verdicts"]
 
 
 def measure_verdicts(
@@ -105,32 +104,6 @@ def count_causes(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """Return the number of unreadable outputs by cause: orders, of which a pair has up to two, or votes."""
     causes = Counter(cause for v in verdicts if v.evidence is not None for cause in v.evidence.causes)
     return {cause.value: causes[cause] for cause in Unreadable}
-
-
-def is_consistent(verdict: Verdict) -> bool | None:
-    """Return whether both orders chose the same of first, second and neither; None if one was not asked or not parsed.
-
-    `neither` is a choice because the probability of a clear tie is close to one half: forced to choose between two replies, the
-    orders of a consistent judge would agree or disagree by chance.
-    """
-    choices = choices_of(verdict)
-    return None if None in choices else choices[0] == choices[1]
-
-
-def choices_of(verdict: Verdict) -> tuple[Choice | None, Choice | None]:
-    """Return the reply of the pair that each order chose, in order and swapped; None for one that was not asked or not parsed.
-
-    `first` and `second` name the replies of the pair, whatever their position in the prompt.
-    """
-    evidence = verdict.evidence
-    if not isinstance(evidence, PairwiseEvidence):
-        return None, None
-    (in_order, swapped), (tie, other_tie) = (evidence.in_order, evidence.swapped), evidence.ties
-    return _choice(in_order, tie), _choice(swapped, other_tie)
-
-
-def _choice(better: float | None, tie: float | None) -> Choice | None:
-    return None if better is None or tie is None else choice(better, tie)
 
 
 def label_is_right(verdict: Verdict, right: tuple[bool | None, bool | None]) -> bool | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from selfeval.evaluation.verdicts import is_consistent
 from selfeval.judge_benchmark.pairs import Label, LabelledPair
+from selfeval.judging.choices import is_consistent
 from selfeval.quality.calibration import aurc
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
 from selfeval.quality.label_agreement import credit_of

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from selfeval.config import VerdictsConfig
 from selfeval.evaluation.judge_probe import shown_first
-from selfeval.evaluation.verdicts import is_consistent
 from selfeval.judge_benchmark.figures import Case, choice_of, share
 from selfeval.judge_benchmark.label_calibration import LabelCalibration, calibrate_on_labels, credit, threshold_of
+from selfeval.judging.choices import is_consistent
 from selfeval.quality.calibration import aurc, calibration_error, risk_coverage
 from selfeval.quality.label_agreement import cohen_kappa
 from selfeval.quality.selective_risk import Threshold

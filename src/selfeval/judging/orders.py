@@ -1,19 +1,15 @@
-"""Both orders of a comparison: what was read in each, how they are combined, and the choice of each.
+"""Both orders of a comparison: what was read in each, and how they are combined.
 
 Averaging both orders removes the position bias (Zheng et al. 2023, https://arxiv.org/abs/2306.05685, section 3.4).
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from selfeval.judging.pooling import Reading
 from selfeval.judging.protocol import Judgement
 from selfeval.records import PairwiseEvidence, SampledPairwiseEvidence
 
-__all__ = ["Choice", "choice", "combine"]
-
-Choice = Literal["first", "second", "neither"]
+__all__ = ["combine"]
 
 
 def combine(in_order: Reading, swapped: Reading) -> Judgement:
@@ -47,17 +43,3 @@ def _shares(reading: Reading) -> tuple[float, float] | tuple[None, None]:
         return None, None
     first, second, tie = reading.probabilities
     return (first + tie / 2) / (first + second + tie), tie / sum(reading.probabilities)
-
-
-def choice(first: float, tie: float) -> Choice:
-    """Return the choice of one order: the likeliest of its three labels, `neither` on a tie.
-
-    Args:
-        first: probability that the first is better, including half of `neither`, as in `PairwiseEvidence.in_order`.
-        tie: probability of `neither`.
-    """
-    # Undo the half of `neither` that is included: the probabilities of first and second alone.
-    ahead = first - tie / 2, 1 - first - tie / 2
-    if tie >= max(ahead) or ahead[0] == ahead[1]:
-        return "neither"
-    return "first" if ahead[0] > ahead[1] else "second"

@@ -6,6 +6,7 @@ them. Questions and replies are untrusted text, so the template escapes everythi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from selfeval.report.schema import Report
 from selfeval.report.sections import all_sections
 from selfeval.store import write_file
 
-__all__ = ["draw_page", "page_template", "render"]
+__all__ = ["draw_page", "page_template", "render", "render_body"]
 
 
 def draw_page(run_folder: Path) -> Path:
@@ -46,7 +47,18 @@ def render(report: Report, metrics: Metrics) -> str:
         report: the report of a run.
         metrics: rows of each `metrics/<stage>.jsonl`, by stage; any stage and any key may be missing.
     """
-    return page_template("index.html.j2").render(all_sections(report, metrics))
+    return page_template("index.html.j2").render(all_sections(report, metrics), links={})
+
+
+def render_body(report: Report, metrics: Metrics, links: Mapping[str, str]) -> str:
+    """Return the content of the page without its frame, with links in figures, counts and charts.
+
+    Args:
+        report: the report of a run.
+        metrics: as in `render`.
+        links: addresses by field of the report, such as `policy.win_rate` or `policy.watchdogs.0.step`.
+    """
+    return page_template("body.html.j2").render(all_sections(report, metrics), links=links)
 
 
 @cache

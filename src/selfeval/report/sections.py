@@ -85,7 +85,9 @@ from selfeval.report.summary import (
 from selfeval.texts import format_bytes
 
 __all__ = [
+    "CAUSES",
     "CURVES",
+    "MEANINGS",
     "SMOOTHING",
     "SMOOTH_FROM",
     "all_sections",
@@ -98,6 +100,8 @@ __all__ = [
 ]
 
 View = dict[str, Any]
+FigureRow = tuple[str, str, str, str, str]
+"""Name, value, interval, n, and the field of the report, to which a page may add a link; empty: the row has no single field."""
 
 SMOOTHING = 0.25
 SMOOTH_FROM = 20
@@ -169,7 +173,7 @@ def all_sections(report: Report, metrics: Metrics) -> View:
         "samples": _samples(report.samples),
         "dropped": _dropped(report.dropped),
         "cost": _cost(report),
-        "data": [(name.replace("_", " "), count(value)) for name, value in report.data],
+        "data": [(name.replace("_", " "), count(value), f"data.{name}") for name, value in report.data],
         "config": config_tables(report.config),
         "prompts": [(name, text) for name, text in report.prompts.items() if text],
         "versions": list(report.versions.items()),
@@ -227,8 +231,8 @@ def _verdict(report: Report) -> list[View]:
     return findings
 
 
-def _headline(title: str, value: str, under: str, picture: str = "") -> View:
-    return {"title": title, "value": value, "under": under, "picture": Markup(picture)}
+def _headline(title: str, value: str, under: str, picture: str = "", field: str = "") -> View:
+    return {"title": title, "value": value, "under": under, "picture": Markup(picture), "field": field}
 
 
 def _interval(figure: Figure) -> str:
@@ -252,7 +256,7 @@ def _headline_evaluator(report: Report) -> View:
     label = f"Evaluator {describe(figure)}" + (f"; {baseline[0]} {describe(baseline[1])}" if baseline else "")
     title = "Evaluator accuracy, by gold" if labels == "gold" else "Evaluator agrees with judge"
     picture = interval_tracks(tracks, label=label, reference=0.5)
-    return _headline(title, percent(figure.known), _interval(figure), picture)
+    return _headline(title, percent(figure.known), _interval(figure), picture, f"evaluator.accuracy_{labels}")
 
 
 def _headline_gold(policy: Policy) -> View:
@@ -263,7 +267,7 @@ def _headline_gold(policy: Policy) -> View:
     tracks = [_track("before", before), _track("after", after, accent=True)]
     picture = interval_tracks(tracks, label=f"Before {describe(before)}; after {describe(after)}")
     under = f"by {describe_difference(policy.comparisons.gold)}"
-    return _headline(title, f"{percent(before.known)} → {percent(after.known)}", under, picture)
+    return _headline(title, f"{percent(before.known)} → {percent(after.known)}", under, picture, "policy.comparisons.gold")
 
 
 def _headline_wins(policy: Policy) -> View:
@@ -276,7 +280,7 @@ def _headline_wins(policy: Policy) -> View:
     if decisive is not None:
         tracks.append(_track("without ties", decisive))
     picture = interval_tracks(tracks, label=f"Win rate {describe(wins)}", reference=0.5)
-    return _headline("Win rate, after vs. before", percent(wins.known), _interval(wins), picture)
+    return _headline("Win rate, after vs. before", percent(wins.known), _interval(wins), picture, "policy.win_rate")
 
 
 def _track(name: str, figure: Figure, *, accent: bool = False) -> Track:
@@ -289,20 +293,20 @@ def _bar(name: str, figure: Figure, *, accent: bool = False) -> Bar:
 
 def _policy(policy: Policy) -> View:
     wins = [
-        ("ties count half", policy.win_rate),
-        ("ties dropped", policy.win_rate_decisive),
-        ("length controlled", policy.length_controlled),
+        ("ties count half", policy.win_rate, "win_rate"),
+        ("ties dropped", policy.win_rate_decisive, "win_rate_decisive"),
+        ("length controlled", policy.length_controlled, "length_controlled"),
     ]
-    bars = [_bar(name, figure, accent=True) for name, figure in wins if defined(figure)]
+    bars = [_bar(name, figure, accent=True) for name, figure, _ in wins if defined(figure)]
     chart = bar_chart(bars, label="Win rate of the new policy against the old", reference=0.5) if bars else ""
     rows = [
-        ("Gold accuracy, before", *cells(policy.gold_before)),
-        ("Gold accuracy, after", *cells(policy.gold_after)),
-        _difference_row("Gold accuracy, after minus before", policy.comparisons.gold),
-        *((f"Win rate, {name}", *cells(figure)) for name, figure in wins),
-        _difference_row("Win rate minus one half", policy.comparisons.win_rate),
-        ("KL to the reference, nats per reply", *cells(policy.kl, as_percent=False)),
-        ("Reply length, ratio of after to before", *cells(policy.length_ratio, as_percent=False)),
+        ("Gold accuracy, before", *cells(policy.gold_before), "policy.gold_before"),
+        ("Gold accuracy, after", *cells(policy.gold_after), "policy.gold_after"),
+        _difference_row("Gold accuracy, after minus before", policy.comparisons.gold, "policy.comparisons.gold"),
+        *((f"Win rate, {name}", *cells(figure), f"policy.{field}") for name, figure, field in wins),
+        _difference_row("Win rate minus one half", policy.comparisons.win_rate, "policy.comparisons.win_rate"),
+        ("KL to the reference, nats per reply", *cells(policy.kl, as_percent=False), "policy.kl"),
+        ("Reply length, ratio of after to before", *cells(policy.length_ratio, as_percent=False), "policy.length_ratio"),
     ]
     parts = [
         Part("win", policy.win, "p1"),
@@ -313,23 +317,29 @@ def _policy(policy: Policy) -> View:
     return {
         "wins": Markup(chart),
         "rows": rows,
-        "outcomes": _stack(parts, "Comparisons of the new policy's replies with the old policy's"),
-        "watchdogs": [_alarm_row(alarm) for alarm in policy.watchdogs],
+        "outcomes": _stack(parts, "Comparisons of the new policy's replies with the old policy's", "policy"),
+        "watchdogs": [_alarm_row(alarm, place) for place, alarm in enumerate(policy.watchdogs)],
     }
 
 
-def _alarm_row(alarm: Alarm) -> View:
+def _alarm_row(alarm: Alarm, place: int) -> View:
     step = str(alarm.step) if alarm.seen_at is None else f"{alarm.seen_at}, rolled back to {alarm.step}"
-    return {"step": step, "name": alarm.name.replace("_", " "), "message": alarm.message, "action": alarm.action}
+    return {
+        "step": step,
+        "name": alarm.name.replace("_", " "),
+        "message": alarm.message,
+        "action": alarm.action,
+        "field": f"policy.watchdogs.{place}.step",
+    }
 
 
-def _difference_row(name: str, difference: Comparison | None) -> tuple[str, str, str, str]:
+def _difference_row(name: str, difference: Comparison | None, field: str) -> FigureRow:
     """Return a paired difference as a row of a table of figures, with its test in the name."""
     comparison = compared(difference)
     if comparison is None:
-        return name, *difference_cells(None)
+        return name, *difference_cells(None), field
     full_name = f"{name} ({comparison.wins:,} won, {comparison.losses:,} lost, {tested(comparison)})"
-    return full_name, *difference_cells(comparison)
+    return full_name, *difference_cells(comparison), field
 
 
 def _rounds(report: Report) -> View:
@@ -351,7 +361,7 @@ def _rounds(report: Report) -> View:
             _round_chart("Evaluators on round 1's pairs", f"Accuracy, by {labels}; the band is the interval.", evaluators),
             _round_chart("Policies on the test questions", caption, policies),
         ],
-        "rows": [_round_row(row, labels) for row in rows],
+        "rows": [_round_row(row, labels, f"rounds.{place}") for place, row in enumerate(rows)],
     }
 
 
@@ -375,29 +385,39 @@ def _round_chart(title: str, caption: str, figures: dict[int, Figure]) -> View:
     return {"title": title, "caption": caption, "picture": Markup(picture)}
 
 
-def _round_row(row: Round, labels: Labels) -> View:
-    """Return the cells of a round in the two tables: value, interval and n of each figure."""
+def _round_row(row: Round, labels: Labels, field: str) -> View:
+    """Return the cells of a round in the two tables: value, interval, n and field of each figure."""
     evaluator, policy = row.evaluator, row.policy
     return {
         "round": row.round,
         "evaluator": [
-            cells(figure) for figure in (_on_first_pairs(row, labels), evaluator.accuracy_gold, evaluator.accuracy_judge)
+            (*cells(_on_first_pairs(row, labels)), f"{field}.evaluator.accuracy_{labels}_first_pairs"),
+            (*cells(evaluator.accuracy_gold), f"{field}.evaluator.accuracy_gold"),
+            (*cells(evaluator.accuracy_judge), f"{field}.evaluator.accuracy_judge"),
         ],
         "pairs": count(evaluator.pairs_trained),
         "policy": [
-            *(cells(figure) for figure in (policy.win_rate, policy.gold_before, policy.gold_after)),
-            cells(policy.kl, as_percent=False),
+            (*cells(policy.win_rate), f"{field}.policy.win_rate"),
+            (*cells(policy.gold_before), f"{field}.policy.gold_before"),
+            (*cells(policy.gold_after), f"{field}.policy.gold_after"),
+            (*cells(policy.kl, as_percent=False), f"{field}.policy.kl"),
         ],
-        "outcomes": " / ".join(count(n) for n in (policy.win, policy.tie, policy.loss)),
+        "outcomes": [(count(getattr(policy, name)), f"{field}.policy.{name}") for name in ("win", "tie", "loss")],
     }
 
 
-def _stack(parts: Sequence[Part], label: str) -> View | None:
-    """Return a stacked bar and the rows of its table, or None if all amounts are 0."""
+def _stack(parts: Sequence[Part], label: str, field: str) -> View | None:
+    """Return a stacked bar and the rows of its table, or None if all amounts are 0.
+
+    Args:
+        parts: the parts, named as the fields of the report that count them.
+        label: name of the picture.
+        field: the part of the report that has these fields.
+    """
     whole = sum(part.amount for part in parts)
     if whole <= 0:
         return None
-    rows = [(part.name, part.style, count(part.amount), percent(part.amount / whole)) for part in parts]
+    rows = [(part.name, part.style, count(part.amount), percent(part.amount / whole), f"{field}.{part.name}") for part in parts]
     return {"picture": Markup(stacked_bar(parts, label=label)), "rows": rows}
 
 
@@ -509,22 +529,26 @@ def _evaluator(report: Report, rows: Rows) -> View:
     }
 
 
-def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
+def _evaluator_rows(report: Report) -> list[FigureRow]:
     evaluator, comparisons = report.evaluator, baseline_comparisons(report)
     rows = [
-        (f"Accuracy on held-out pairs, {gold_labels(report)}", *cells(evaluator.accuracy_gold)),
-        (f"Accuracy on held-out pairs, {labels_of_pairs(report)} labels", *cells(evaluator.accuracy_judge)),
-        ("Expected calibration error", *cells(evaluator.ece, as_percent=False)),
-        ("Brier score", *cells(evaluator.brier, as_percent=False)),
+        (f"Accuracy on held-out pairs, {gold_labels(report)}", *cells(evaluator.accuracy_gold), "evaluator.accuracy_gold"),
+        (
+            f"Accuracy on held-out pairs, {labels_of_pairs(report)} labels",
+            *cells(evaluator.accuracy_judge),
+            "evaluator.accuracy_judge",
+        ),
+        ("Expected calibration error", *cells(evaluator.ece, as_percent=False), "evaluator.ece"),
+        ("Brier score", *cells(evaluator.brier, as_percent=False), "evaluator.brier"),
         *(
-            _difference_row(f"Accuracy minus that of {name}, same pairs", comparisons[key])
+            _difference_row(f"Accuracy minus that of {name}, same pairs", comparisons[key], f"evaluator.comparisons.{key}")
             for key, name in baseline_names(report).items()
         ),
-        _difference_row("Accuracy minus one half, same pairs", evaluator.comparisons.chance),
+        _difference_row("Accuracy minus one half, same pairs", evaluator.comparisons.chance, "evaluator.comparisons.chance"),
         *_cost_rows(report),
-        ("Temperature of the scores", _temperature(evaluator), "", ""),
-        ("Training pairs", count(evaluator.pairs_trained), "", ""),
-        ("Members", count(evaluator.members), "", ""),
+        _plain_row("Temperature of the scores", _temperature(evaluator)),
+        _plain_row("Training pairs", count(evaluator.pairs_trained)),
+        _plain_row("Members", count(evaluator.members)),
     ]
     if report.steps is not None:
         rows += _step_rows(report.steps)
@@ -532,38 +556,45 @@ def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
         rows += _attack_rows(evaluator.attacks)
     if evaluator.disagreement is not None:
         correlation = evaluator.disagreement.error_correlation
-        rows.append(("Member disagreement, rank correlation with errors", *cells(correlation, as_percent=False)))
+        field = "evaluator.disagreement.error_correlation"
+        rows.append(("Member disagreement, rank correlation with errors", *cells(correlation, as_percent=False), field))
     return rows
 
 
-def _step_rows(steps: Steps) -> Iterator[tuple[str, str, str, str]]:
-    yield "Step evaluator: accuracy on held-out pairs, gold labels", *cells(steps.accuracy_gold)
-    yield _difference_row("Step evaluator: accuracy minus that of the evaluator, same pairs", steps.gain)
-    yield "Step labels on the side of gold", *cells(steps.labels_gold)
-    yield "Step labels", count(steps.steps), "", ""
-    yield "Replies with step labels", count(steps.replies), "", ""
+def _plain_row(name: str, value: str, n: str = "", field: str = "") -> FigureRow:
+    """Return a row of a value without an interval."""
+    return name, value, "", n, field
 
 
-def _attack_rows(attacks: Attacks) -> Iterator[tuple[str, str, str, str]]:
+def _step_rows(steps: Steps) -> Iterator[FigureRow]:
+    yield "Step evaluator: accuracy on held-out pairs, gold labels", *cells(steps.accuracy_gold), "steps.accuracy_gold"
+    yield _difference_row("Step evaluator: accuracy minus that of the evaluator, same pairs", steps.gain, "steps.gain")
+    yield "Step labels on the side of gold", *cells(steps.labels_gold), "steps.labels_gold"
+    yield _plain_row("Step labels", count(steps.steps))
+    yield _plain_row("Replies with step labels", count(steps.replies))
+
+
+def _attack_rows(attacks: Attacks) -> Iterator[FigureRow]:
     other = "a right reply" if attacks.against == "right" else "an ordinary reply"
-    yield f"Attacks scored below {other}, all kinds", *cells(attacks.total)
-    for row in attacks.kinds:
-        yield f"Attack: {ATTACKS.get(row.kind, row.kind)}", *cells(row.below)
+    yield f"Attacks scored below {other}, all kinds", *cells(attacks.total), "evaluator.attacks.total"
+    for place, row in enumerate(attacks.kinds):
+        yield f"Attack: {ATTACKS.get(row.kind, row.kind)}", *cells(row.below), f"evaluator.attacks.kinds.{place}.below"
 
 
-def _cost_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+def _cost_rows(report: Report) -> Iterator[FigureRow]:
     times, tokens = report.time.per_verdict, report.evaluator.cost
     for who, name in COSTS.items():
         read = None if tokens is None else tokens_by(tokens, who)
-        yield f"Seconds per verdict, {name}", *cells(None if times is None else seconds_by(times, who), as_percent=False)
-        yield f"Tokens read per verdict, {name}", *cells(None if read is None else read.tokens_read, as_percent=False)
-        yield f"Tokens written per verdict, {name}", *cells(None if read is None else read.tokens_written, as_percent=False)
+        seconds = None if times is None else seconds_by(times, who)
+        yield f"Seconds per verdict, {name}", *cells(seconds, as_percent=False), ""
+        yield f"Tokens read per verdict, {name}", *cells(None if read is None else read.tokens_read, as_percent=False), ""
+        yield f"Tokens written per verdict, {name}", *cells(None if read is None else read.tokens_written, as_percent=False), ""
     if tokens is not None:
-        yield "Pairs with counted tokens", count(tokens.pairs), "", ""
+        yield _plain_row("Pairs with counted tokens", count(tokens.pairs))
     if times is not None:
-        yield "Timed pairs", count(times.pairs), "", ""
-        yield "Judge time / evaluator time", *cells(times.judge_over_evaluator, as_percent=False)
-        yield f"Judge time / time of {COSTS['scoring']}", *cells(times.judge_over_scoring, as_percent=False)
+        yield _plain_row("Timed pairs", count(times.pairs))
+        yield "Judge time / evaluator time", *cells(times.judge_over_evaluator, as_percent=False), ""
+        yield f"Judge time / time of {COSTS['scoring']}", *cells(times.judge_over_scoring, as_percent=False), ""
 
 
 def _temperature(evaluator: Evaluator) -> str:
@@ -586,6 +617,7 @@ def _baselines(report: Report) -> View:
         "caption": f"{whose}, the same pairs for all; whiskers are intervals, the dashed line is chance level. "
         "Overlapping whiskers do not show whether a difference is significant; see the paired differences in the table.",
         "picture": Markup(picture),
+        "field": "evaluator.baselines",
     }
 
 
@@ -599,6 +631,7 @@ def _risk(evaluator: Evaluator) -> View:
         "title": "Risk over coverage",
         "caption": caption,
         "picture": Markup(risk_coverage_chart(points) if points else ""),
+        "field": "evaluator.risk_coverage",
     }
 
 
@@ -609,6 +642,7 @@ def _calibration(evaluator: Evaluator) -> View:
         "caption": "On the dashed diagonal a confidence of 80% is right 80% of the time; below it the evaluator is "
         "overconfident, above it underconfident. Larger dots represent more pairs.",
         "picture": Markup(reliability_chart(bins) if bins else ""),
+        "field": "evaluator.calibration",
     }
 
 
@@ -617,12 +651,12 @@ def _labels(labels: HumanLabels | None) -> View | None:
         return None
     threshold = labels.threshold
     rows = [
-        ("Evaluator agrees with people", *cells(labels.evaluator)),
-        ("Judge agrees with people, readable verdicts", *cells(labels.judge)),
-        ("Judge agrees with people, kept verdicts", *cells(labels.judge_kept)),
-        ("Agreement between people (kappa or alpha)", *cells(labels.kappa, as_percent=False)),
+        ("Evaluator agrees with people", *cells(labels.evaluator), ""),
+        ("Judge agrees with people, readable verdicts", *cells(labels.judge), ""),
+        ("Judge agrees with people, kept verdicts", *cells(labels.judge_kept), ""),
+        ("Agreement between people (kappa or alpha)", *cells(labels.kappa, as_percent=False), ""),
         *(
-            (name, count(value), "", "")
+            (name, count(value), "", "", "")
             for name, value in (
                 ("Judged test pairs", labels.pairs),
                 ("Labelled pairs", labels.labelled),
@@ -636,15 +670,15 @@ def _labels(labels: HumanLabels | None) -> View | None:
                 ("Labels for training, which count in no figure", labels.for_training),
             )
         ),
-        ("Wanted error rate where the evaluator is sure", percent(threshold.error), "", ""),
-        ("Maximum probability of a higher error rate", percent(threshold.delta), "", ""),
-        ("Threshold of the evaluator", NOT_MEASURED if threshold.sure is None else f"{threshold.sure:g}", "", ""),
-        ("Error rate at or above it", *cells(threshold.risk)),
-        ("Upper bound of that error rate", NOT_MEASURED if threshold.bound is None else percent(threshold.bound), "", ""),
-        ("Share of pairs at or above it", *cells(threshold.coverage)),
-        ("Uniformly drawn pairs that the threshold rests on", count(threshold.pairs), "", ""),
-        ("Pairs at or above it", count(threshold.selected), "", ""),
-        ("Fewest such pairs for a threshold", count(threshold.needed), "", ""),
+        ("Wanted error rate where the evaluator is sure", percent(threshold.error), "", "", ""),
+        ("Maximum probability of a higher error rate", percent(threshold.delta), "", "", ""),
+        ("Threshold of the evaluator", NOT_MEASURED if threshold.sure is None else f"{threshold.sure:g}", "", "", ""),
+        ("Error rate at or above it", *cells(threshold.risk), ""),
+        ("Upper bound of that error rate", NOT_MEASURED if threshold.bound is None else percent(threshold.bound), "", "", ""),
+        ("Share of pairs at or above it", *cells(threshold.coverage), ""),
+        ("Uniformly drawn pairs that the threshold rests on", count(threshold.pairs), "", "", ""),
+        ("Pairs at or above it", count(threshold.selected), "", "", ""),
+        ("Fewest such pairs for a threshold", count(threshold.needed), "", "", ""),
     ]
     return {"rows": rows, "sentences": label_sentences(labels)}
 
@@ -658,65 +692,87 @@ def _verdicts(verdicts: Verdicts, *, people: bool) -> View:
     ]
     return {
         "judged": count(verdicts.judged),
-        "stack": _stack(parts, "Verdicts by state"),
+        "stack": _stack(parts, "Verdicts by state", "verdicts"),
         "meanings": MEANINGS,
         "rows": [
-            ("Share of verdicts kept", *cells(verdicts.kept_share)),
-            *_measured("Same choice (one, other, neither) when the order is swapped", verdicts.swap_consistency),
-            *_measured("Share of the votes for the most frequent answer", verdicts.majority_share),
-            *_measured("Entropy of the sampled votes, in nats", verdicts.vote_entropy, as_percent=False),
-            *_measured("Mean grade of the replies, on the scale of the rubric", verdicts.mean_grade, as_percent=False),
-            *(row for member in verdicts.members or () for row in _member_rows(member)),
+            ("Share of verdicts kept", *cells(verdicts.kept_share), "verdicts.kept_share"),
+            *(row for name, field, as_percent in _VERDICT_FIGURES for row in _measured(name, verdicts, field, as_percent)),
+            *(row for place, member in enumerate(verdicts.members or ()) for row in _member_rows(member, place)),
             *_judge_calibration_rows(verdicts.calibration),
-            (f"Kept labels that agree with {'people' if people else 'gold'}", *cells(verdicts.label_accuracy_gold)),
-            *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
+            (
+                f"Kept labels that agree with {'people' if people else 'gold'}",
+                *cells(verdicts.label_accuracy_gold),
+                "verdicts.label_accuracy_gold",
+            ),
+            *(
+                _plain_row(f"Outputs of the judge {CAUSES[cause]}", count(n), field=f"verdicts.unreadable_orders.{cause}")
+                for cause, n in verdicts.unreadable_orders
+                if n
+            ),
             *_probe_rows(verdicts.probe),
         ],
         "findings": [] if verdicts.probe is None else [(f.observation, f.remedy) for f in verdicts.probe.findings],
     }
 
 
-def _member_rows(member: JudgeMember) -> list[tuple[str, str, str, str]]:
-    name = f"Judge {member.judge}"
+_VERDICT_FIGURES = (
+    ("Same choice (one, other, neither) when the order is swapped", "swap_consistency", True),
+    ("Share of the votes for the most frequent answer", "majority_share", True),
+    ("Entropy of the sampled votes, in nats", "vote_entropy", False),
+    ("Mean grade of the replies, on the scale of the rubric", "mean_grade", False),
+)
+"""Figures of the verdicts that depend on the judge: name, field, and whether they are shares."""
+
+
+def _member_rows(member: JudgeMember, place: int) -> list[FigureRow]:
+    name, path = f"Judge {member.judge}", f"verdicts.members.{place}"
     return [
-        (f"{name}: accuracy of its votes, estimated from agreement", percent(member.accuracy), "", ""),
-        *_measured(f"{name}: share of the pairs on which it voted", member.voted),
-        *_measured(f"{name}: votes of the other judges that agree with its own", member.agreement),
+        _plain_row(f"{name}: accuracy of its votes, estimated from agreement", percent(member.accuracy)),
+        *_measured(f"{name}: share of the pairs on which it voted", member, "voted", path=path),
+        *_measured(f"{name}: votes of the other judges that agree with its own", member, "agreement", path=path),
     ]
 
 
-def _judge_calibration_rows(found: JudgeCalibration | None) -> list[tuple[str, str, str, str]]:
+def _judge_calibration_rows(found: JudgeCalibration | None) -> list[FigureRow]:
     if found is None:
         return []
     return [
-        ("Calibration: factor of the log-odds of a verdict", f"{found.slope:.3f}", "", ""),
-        ("Calibration: the same after an output that was cut off", f"{found.truncated_slope:.3f}", "", ""),
-        ("Calibration: log-odds in favour of the reply shown first, subtracted", f"{found.bias:+.3f}", "", ""),
+        _plain_row("Calibration: factor of the log-odds of a verdict", f"{found.slope:.3f}"),
+        _plain_row("Calibration: the same after an output that was cut off", f"{found.truncated_slope:.3f}"),
+        _plain_row("Calibration: log-odds in favour of the reply shown first, subtracted", f"{found.bias:+.3f}"),
     ]
 
 
-def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:
+def _probe_rows(probe: JudgeProbe | None) -> list[FigureRow]:
     if probe is None:
         return []
-    whose = f"First {count(probe.pairs)} pairs"
+    whose, path = f"First {count(probe.pairs)} pairs", "verdicts.probe"
     return [
-        *_measured(f"{whose}: same choice when the order is swapped", probe.agreement),
-        *_measured(f"{whose}: orders that chose the reply shown first", probe.shown_first),
-        *_measured(f"{whose}: probability of the verdict labels", probe.label_mass),
+        *_measured(f"{whose}: same choice when the order is swapped", probe, "agreement", path=path),
+        *_measured(f"{whose}: orders that chose the reply shown first", probe, "shown_first", path=path),
+        *_measured(f"{whose}: probability of the verdict labels", probe, "label_mass", path=path),
     ]
 
 
-def _measured(name: str, figure: Figure | None, *, as_percent: bool = True) -> list[tuple[str, str, str, str]]:
+def _measured(
+    name: str,
+    part: Verdicts | JudgeMember | JudgeProbe,
+    field: str,
+    as_percent: bool = True,
+    *,
+    path: str = "verdicts",
+) -> list[FigureRow]:
     """Return a row, or none for a figure without cases: a judge that does not compare in both orders has no consistency."""
-    return [(name, *cells(figure, as_percent=as_percent))] if figure is not None and figure.n else []
+    figure: Figure | None = getattr(part, field)
+    return [(name, *cells(figure, as_percent=as_percent), f"{path}.{field}")] if figure is not None and figure.n else []
 
 
-def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:
+def _replies(replies: Replies) -> list[FigureRow]:
     return [
-        ("Replies cut off at the token limit", *cells(replies.unfinished)),
-        ("The same before training", *cells(replies.unfinished_before)),
-        ("The same after training", *cells(replies.unfinished_after)),
-        ("Token limit", count(replies.limit), "", ""),
+        ("Replies cut off at the token limit", *cells(replies.unfinished), "replies.unfinished"),
+        ("The same before training", *cells(replies.unfinished_before), "replies.unfinished_before"),
+        ("The same after training", *cells(replies.unfinished_after), "replies.unfinished_after"),
+        _plain_row("Token limit", count(replies.limit)),
         *_unit_tests(replies.unit_tests),
     ]
 
@@ -735,22 +791,22 @@ _RESULTS = {
 """Results of unit tests, by their name in `UnitTests`."""
 
 
-def _unit_tests(tests: UnitTests | None) -> list[tuple[str, str, str, str]]:
+def _unit_tests(tests: UnitTests | None) -> list[FigureRow]:
     """Return the number of replies with each result; none without unit tests."""
     if tests is None:
         return []
     found = [(said, getattr(tests, name)) for name, said in _RESULTS.items()]
-    rows = [(f"Unit tests: {said}", count(n), "", count(tests.n)) for said, n in found if n]
-    return [("Replies whose code was tested", count(tests.n), "", ""), *rows]
+    rows = [_plain_row(f"Unit tests: {said}", count(n), count(tests.n)) for said, n in found if n]
+    return [_plain_row("Replies whose code was tested", count(tests.n)), *rows]
 
 
 def _samples(samples: Sequence[Sample]) -> View:
-    views = [_sample(sample) for sample in samples]
+    views = [_sample(sample, f"samples.{place}") for place, sample in enumerate(samples)]
     by_gold = any(sample.gold_before is not None or sample.gold_after is not None for sample in samples)
     return {"open": views[:SAMPLES_OPEN], "more": views[SAMPLES_OPEN:], "by_gold": by_gold}
 
 
-def _sample(sample: Sample) -> View:
+def _sample(sample: Sample, field: str) -> View:
     sides = [
         _side("Before", sample.before, sample.gold_before, sample.evaluator_before),
         _side("After", sample.after, sample.gold_after, sample.evaluator_after),
@@ -761,7 +817,7 @@ def _sample(sample: Sample) -> View:
         "loss": "the judge prefers the old reply",
         "unparsable": "the judge's answer could not be read",
     }[sample.verdict]
-    return {"question": sample.question, "sides": sides, "verdict": outcome}
+    return {"question": sample.question, "sides": sides, "verdict": outcome, "field": field}
 
 
 def _side(title: str, text: str, gold: bool | None, score: float) -> View:
@@ -770,7 +826,7 @@ def _side(title: str, text: str, gold: bool | None, score: float) -> View:
 
 def _dropped(dropped: Dropped) -> View:
     rows = [
-        (stage, reason.replace("_", " "), count(amount))
+        (stage, reason.replace("_", " "), count(amount), f"dropped.{stage}.{reason}")
         for stage, reasons in (("questions", dropped.questions), ("verdicts", dropped.verdicts))
         for reason, amount in reasons.items()
     ]

@@ -33,7 +33,7 @@ from selfeval.evaluation.judge_chance import (
     votes_against_chance,
 )
 from selfeval.evaluation.judge_probe import diagnose
-from selfeval.evaluation.verdicts import is_consistent
+from selfeval.judging.choices import is_consistent
 from selfeval.judging.loops import ends_in_loop
 from selfeval.quality.comparisons import LEVEL, Comparison, compare_paired
 from selfeval.quality.statistics import Figure, proportion

@@ -10,7 +10,8 @@ from selfeval.serve.api_errors import handle_errors
 from selfeval.serve.gate import Access, Gate
 from selfeval.serve.page_access import PAGES
 from selfeval.serve.process import Application
-from selfeval.view import compare, label_page, overview, run_list, static
+from selfeval.view import browse, compare, label_page, overview, question, report, run_list, static
+from selfeval.view.indexes import Indexes
 from selfeval.view.label_desk import LabelDesk
 from selfeval.view.opened import OpenedRuns
 
@@ -26,13 +27,13 @@ def view_router(runs: OpenedRuns, desk: LabelDesk | None = None) -> APIRouter:
         runs: the runs to show.
         desk: Optional. How pairs are labelled. Default: pairs of test questions, by a rater who gives a name on the page.
     """
-    labels = LabelDesk() if desk is None else desk
+    indexes, labels = Indexes(), LabelDesk() if desk is None else desk
 
     def remember(request: Request) -> None:
-        request.state.runs, request.state.desk = runs, labels
+        request.state.runs, request.state.indexes, request.state.desk = runs, indexes, labels
 
     router = APIRouter(prefix=PAGES, include_in_schema=False, dependencies=[Depends(remember)])
-    for module in (static, run_list, label_page, overview, compare):
+    for module in (static, run_list, overview, compare, label_page, browse, question, report):
         router.include_router(module.router)
     return router
 

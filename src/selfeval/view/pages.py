@@ -45,7 +45,8 @@ _TABS = (
 def page(request: Request, template: str, **variables: Any) -> HTMLResponse:
     """Return a page from a template of this package, which escapes all text that is not marked as safe."""
     rendered = _environment().get_template(template).render(root=PAGES, tabs=_TABS, **variables)
-    return HTMLResponse(rendered, headers=SAFE_HEADERS)
+    # JSON can hold halves of surrogate pairs, which cannot be encoded.
+    return HTMLResponse(rendered.encode("utf-8", "replace"), headers=SAFE_HEADERS)
 
 
 def is_fragment(request: Request) -> bool:

@@ -17,9 +17,10 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import JudgeRole, VerdictsConfig
 from selfeval.errors import ModelError
+from selfeval.judging.choices import choice
 from selfeval.judging.judges import make_judge
 from selfeval.judging.labels import Labels, verdict_tokens
-from selfeval.judging.orders import choice, combine
+from selfeval.judging.orders import combine
 from selfeval.judging.pooling import Reading
 from selfeval.judging.protocol import Comparison, Judge, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
