@@ -105,6 +105,7 @@ def _missing(reader: RunReader, kind: Kind) -> str:
     if any(True for pattern in FILES[kind.name].files for _ in reader.folder.glob(pattern)):
         return ""
     stage = FILES[kind.name].stage
+    assert stage is not None, "only labels belong to no stage, and they have no page"
     if reader.is_finished(stage):
         return f"The stage {stage} is finished and wrote no such records."
     if reader.status == "running":
