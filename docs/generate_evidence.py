@@ -31,6 +31,8 @@ TABLES: tuple[type[schema.Part], ...] = (
     schema.Disagreement,
     schema.Bin,
     schema.Steps,
+    schema.HumanLabels,
+    schema.HumanThreshold,
     schema.Attacks,
     schema.AttackKind,
     schema.TokensPerVerdict,

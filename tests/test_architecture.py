@@ -218,6 +218,22 @@ def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -
     assert imported == names
 
 
+def test_only_the_pairs_stage_of_training_reads_labels_of_people() -> None:
+    """And it takes only those that were given for training."""
+    reading = {
+        _name(path): imported
+        for path in MODULES
+        if _name(path) in TRAINING
+        if (imported := {(module, name) for module, name in _imports(path) if module.startswith("selfeval.labelling")})
+    }
+    assert set(reading) == {"selfeval.stages.pairs"}
+    assert {name for module, name in reading["selfeval.stages.pairs"] if module == "selfeval.labelling.training"} == {
+        "CONFIDENCE",
+        "preferences",
+        "training_labels",
+    }
+
+
 def test_only_gold_runs_the_code_of_replies() -> None:
     runners = {"run_program", "run_programs"}
     running = {_name(path) for path in MODULES if runners & {name for _, name in _imports(path)}}

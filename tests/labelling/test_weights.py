@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import math
 
 import numpy as np
 import pytest
 
+from selfeval.labelling import weights
 from selfeval.labelling.weights import Share, draw_probabilities, labels_to_halve, lure_weights, weighted_share
 from selfeval.quality.statistics import Figure, clustered_mean, wilson_interval
 
@@ -95,3 +97,9 @@ def test_the_probabilities_of_a_draw_sum_to_one() -> None:
     # Over all that may come first: the other four in any order.
     first = [draw_probabilities([w, *(v for v in WEIGHTS if v != w)], 0.5)[0] for w in WEIGHTS]
     assert np.sum(first) == pytest.approx(1.0)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    found = doctest.testmod(weights)
+    assert found.attempted == 4
+    assert found.failed == 0

@@ -222,7 +222,8 @@ class Evaluator(Part):
 
     accuracy_gold: _Figure | None
     """Share of pairs on which the evaluator scores the right reply strictly higher. The pairs are those with exactly one right
-    reply by gold, for any verdict of the judge (kept, tie, unsure or unparsable). Wilson. `null` without gold."""
+    reply by gold, for any verdict of the judge (kept, tie, unsure or unparsable). Wilson. In a run with no other gold than
+    labels of people, `labels.evaluator`. `null` without gold."""
     accuracy_judge: _Figure
     """The same on the kept pairs, with the judge's choice as the right reply. Wilson."""
     first_pairs: Annotated[FirstPairs, Hidden("round 1's pairs are its own; later rounds are in the section of the rounds")]
@@ -395,7 +396,8 @@ class Verdicts(Part):
     """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None
     """Share of kept labels that chose a right reply over a wrong one, among questions with gold. A kept label between two right
-    or two wrong replies counts as wrong. Wilson. `null` without gold."""
+    or two wrong replies counts as wrong. Wilson. In a run with no other gold than labels of people, `labels.judge_kept`. `null`
+    without gold."""
 
 
 # -- the policy ---------------------------------------------------------------------------------------------------------

@@ -119,7 +119,8 @@ class Run:
         Args:
             kind: `seeds`, `questions`, `replies`, `reference_answers`, `verdicts`, `pairs`, `sampled` (the policy's replies in
                 training), `scored` (the judged test pairs with the evaluator's margins), `compared` (the replies before and
-                after training) or `dropped`.
+                after training), `labels` (of people, in the order in which they were given, also replaced ones; empty if
+                there are none) or `dropped`.
             split: Optional. Only those of training (`train`) or of test questions (`test`). Default: all.
 
         Raises:
