@@ -16,6 +16,7 @@ from selfeval import __version__
 from selfeval.cli.benching import bench
 from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
 from selfeval.cli.libraries import quiet_libraries as _quiet_libraries
+from selfeval.cli.seeding import seeds
 from selfeval.cli.serving import serve
 from selfeval.cli.tuning import check_source, config_and_source, say_tuned
 from selfeval.errors import InputError, StorageError
@@ -40,6 +41,7 @@ lab = typer.Typer(help="Pretrain or evaluate the embedded model.", no_args_is_he
 app.add_typer(lab, name="lab")
 app.add_typer(bench, name="bench")
 app.command()(serve)
+app.command()(seeds)
 
 _RESUMES = "Nothing is lost: rerun the same command to resume."
 _NOTHING_CHANGED = "Nothing was changed; the same command starts from the beginning."
