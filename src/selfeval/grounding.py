@@ -26,14 +26,14 @@ _LATIN = re.compile(r"[A-Za-z]+")
 
 
 def is_chinese(text: str) -> bool:
-    """Return whether a text is Chinese: it has Han characters, at least as many as Latin words, and no kana or hangul.
+    """Return whether a text is Chinese: it has more than two Han characters per Latin word, and no kana or hangul.
 
     Example:
         >>> is_chinese("押金是多少？"), is_chinese("What does 押金 mean?"), is_chinese("料金はいくら？")
         (True, False, False)
     """
     characters = len(_HAN.findall(text))
-    return characters > 0 and characters >= len(_LATIN.findall(text)) and not _KANA_OR_HANGUL.search(text)
+    return characters > 2 * len(_LATIN.findall(text)) and not _KANA_OR_HANGUL.search(text)
 
 
 def grounded(question: str, passage: str) -> str:

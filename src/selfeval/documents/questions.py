@@ -21,7 +21,15 @@ from selfeval.grounding import is_chinese
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.quality.dedupe import NearDuplicates, normalise, units
-from selfeval.quality.passage_questions import LEAST_SUPPORT, passage_reason, says_unanswered, support
+from selfeval.quality.passage_questions import (
+    LEAST_RELATED,
+    LEAST_SUPPORT,
+    first_question,
+    passage_reason,
+    says_unanswered,
+    share_in,
+    support,
+)
 from selfeval.quality.question_filters import QuestionFilters
 from selfeval.rollout.engine import generate
 from selfeval.rollout.requests import Request, Rollout
@@ -181,9 +189,12 @@ class QuestionWriter:
         rollouts = self._generate(requests, config.max_new_tokens, first, templates.ask_stop_ids)
         found: list[tuple[str, bool]] = []
         for rollout, request in zip(rollouts, requests, strict=True):
-            text = templates.question_from(rollout.ids, request.prompt)
-            is_whole = text is not None and (rollout.finished or templates.has_stop(rollout.ids))
-            found.append((templates.text(rollout.ids) if text is None else text, is_whole))
+            text, is_whole = templates.question_from(rollout.ids, request.prompt), rollout.finished
+            if text is None:  # it is nothing but reasoning
+                found.append((templates.text(rollout.ids), False))
+                continue
+            first = first_question(text)
+            found.append((first, is_whole or templates.has_stop(rollout.ids) or first != text))
         return found
 
     def _generate(self, requests: list[Request], limit: int, first: int, stop: Sequence[int] = ()) -> list[Rollout]:
@@ -207,7 +218,9 @@ class QuestionWriter:
         if len(normalise(text)) < self.config.shortest:
             return "too_short"
         filters = self._filters.get(chunk.document) or QuestionFilters.of([chunk.text], self.instruction)
-        return filters.reason(text) or passage_reason(text)
+        if reason := filters.reason(text) or passage_reason(text):
+            return reason
+        return "unrelated" if share_in(text, chunk.passage) < LEAST_RELATED else None
 
     @cached_property
     def _filters(self) -> dict[str, QuestionFilters]:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import re
 
 from selfeval.quality.dedupe import normalise
+from selfeval.quality.written_questions import bare_question
 
-__all__ = ["LEAST_SUPPORT", "passage_reason", "says_unanswered", "support"]
+__all__ = ["LEAST_RELATED", "LEAST_SUPPORT", "first_question", "passage_reason", "says_unanswered", "share_in", "support"]
 
 LEAST_SUPPORT = 0.6
 """A question is dropped if less than this share of the words that its reply adds are in the passage."""
 
 _SHOWN = "passage|text|document|article|paragraph|excerpt|extract|section"
+LEAST_RELATED = 0.2
+"""A question is dropped if less than this share of its words is in the passage: it names nothing that the passage is about."""
+
 _PLACED = "above|following|given|provided|preceding|previous"
 _REFERS = re.compile(
     rf"\b(?:according to|based on|described by|in|from) (?:the|this|these) (?:(?:{_PLACED}) )?(?:{_SHOWN})\b"
     rf"|\b(?:the|this) (?:{_PLACED}) (?:{_SHOWN}|context|information|list|table)\b"
-    r"|\bthis (?:passage|text|article|paragraph|excerpt)\b|\bthe (?:passage|author|narrator)\b"
+    r"|\bthis (?:passage|text|article|paragraph|excerpt)\b|\b(?:a|the) passage\b|\bthe (?:author|narrator)\b"
     r"|\b(?:mentioned|described|listed|stated|given|shown) (?:above|below|here)\b",
     re.IGNORECASE,
 )
@@ -38,6 +42,7 @@ _QUESTION_MARK = re.compile(r"[?？؟\u037e]")
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _HAN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
+_STEM = 6
 _SHORTEST_WORD = 4
 """Letters of the shortest word that counts: most shorter ones (the, and, is) are in every passage."""
 
@@ -54,6 +59,30 @@ def passage_reason(question: str) -> str | None:
     return "refers_to_passage" if _REFERS.search(question) or _REFERS_CHINESE.search(question) else None
 
 
+def first_question(text: str) -> str:
+    """Return the first line of a text if it is a question: models often add an answer or an explanation.
+
+    Example:
+        >>> first_question('"How much is it?"\\n\\nIt is free.')
+        'How much is it?'
+        >>> first_question("I have a bike.\\nHow do I return it?")
+        'I have a bike.\\nHow do I return it?'
+    """
+    line = text.strip().partition("\n")[0].strip()
+    return bare_question(line) if _QUESTION_MARK.match(line.rstrip('"\u201d*_ ')[-1:]) else text
+
+
+def share_in(question: str, passage: str) -> float:
+    """Compute the share of the units of a question (see `support`) that are in the passage; 0 if it has none.
+
+    Example:
+        >>> share_in("What is the answer?", "A bike costs 3 euros.")
+        0.0
+    """
+    asked = _units(question)
+    return len(asked & _units(passage)) / len(asked) if asked else 0.0
+
+
 def says_unanswered(reply: str) -> bool:
     """Return whether a reply says that the passage does not have the answer.
 
@@ -67,8 +96,9 @@ def says_unanswered(reply: str) -> bool:
 def support(reply: str, passage: str, question: str) -> float:
     """Compute which share of what a reply adds to the question is in the passage.
 
-    Units are numbers, words of at least four letters, and pairs of Chinese or Japanese characters; those of the question do not
-    count. A number that is in neither passage nor question makes the support 0: a wrong price is worse than another word.
+    Units are numbers, words of at least four letters without their endings, and pairs of Chinese or Japanese characters; those
+    of the question do not count. A number that is in neither passage nor question makes the support 0: a wrong price is worse
+    than another word.
 
     Args:
         reply: reply to the question, written with the passage in view.
@@ -100,4 +130,9 @@ def _units(text: str) -> set[str]:
     runs = _HAN.findall(folded)
     pairs = {run[i : i + 2] for run in runs for i in range(max(1, len(run) - 1))}
     words = _WORD.findall(_HAN.sub(" ", folded))
-    return pairs | _numbers(text) | {word for word in words if len(word) >= _SHORTEST_WORD and not word[0].isdigit()}
+    return pairs | _numbers(text) | {_stem(word) for word in words if len(word) >= _SHORTEST_WORD and not word[0].isdigit()}
+
+
+def _stem(word: str) -> str:
+    """Return the beginning of a word, so that `charges` and `charged` are the same unit, in any language with endings."""
+    return word.removesuffix("s")[:_STEM]
