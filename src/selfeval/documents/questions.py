@@ -193,8 +193,8 @@ class QuestionWriter:
             if text is None:  # it is nothing but reasoning
                 found.append((templates.text(rollout.ids), False))
                 continue
-            first = first_question(text)
-            found.append((first, is_whole or templates.has_stop(rollout.ids) or first != text))
+            asked = first_question(text)
+            found.append((asked, is_whole or templates.has_stop(rollout.ids) or asked != text))
         return found
 
     def _generate(self, requests: list[Request], limit: int, first: int, stop: Sequence[int] = ()) -> list[Rollout]:
