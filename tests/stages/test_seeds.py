@@ -12,7 +12,7 @@ from selfeval.errors import SeedsError
 from selfeval.records import Seed
 from selfeval.stages.given import read_given
 from selfeval.stages.running import new_config
-from selfeval.stages.seeds import append_seed, has_passages, read_seeds, seeds_of
+from selfeval.stages.seeds import append_seed, asks_seeds, has_passages, read_seeds, seeds_of
 
 
 def _file(folder: Path, content: bytes, name: str = "seeds.jsonl") -> str:
@@ -169,6 +169,7 @@ def test_seeds_with_passages_are_the_questions_of_the_run(tmp_path: Path) -> Non
     path = _lines(tmp_path, *GROUNDED)
     config = new_config(model="some/model", seeds=path, count=lambda name: 10**9)
     assert (config.seeds, config.questions.file) == (path, path)
+    assert asks_seeds(config)
     given = read_given(config)
     assert given is not None
     assert "Bike 3 is 3 euros.\n\nQuestion: How much is bike 3?" in given.questions[3].text
@@ -185,6 +186,7 @@ def test_another_file_keeps_its_place(tmp_path: Path) -> None:
         count=lambda name: 10**9,
     )
     assert config.questions.file == str(other)
+    assert not asks_seeds(config)
 
 
 def test_seeds_of_which_only_some_have_a_passage_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from selfeval.stages.given import Given
 from selfeval.store import as_storage_error
 from selfeval.texts import Line, json_lines, read_text, safe_json, shortened
 
-__all__ = ["append_seed", "has_passages", "read_seeds", "seeds_of"]
+__all__ = ["append_seed", "asks_seeds", "has_passages", "read_seeds", "seeds_of"]
 
 _EXAMPLE = '{"question": "..."}'
 _LARGEST = 64 << 20
@@ -54,6 +54,11 @@ def seeds_of(config: RunConfig, given: Given | None) -> list[Seed]:
             f"questions.extend has no examples to generate from; {_GIVE} with --seeds, or add training questions"
         )
     return seeds
+
+
+def asks_seeds(config: RunConfig) -> bool:
+    """Return whether the questions of a run are its seeds, as they are if these have passages."""
+    return bool(config.seeds) and config.seeds == config.questions.file
 
 
 def has_passages(path: str) -> bool:
