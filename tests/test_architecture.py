@@ -19,14 +19,14 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("bench",),
-    ("planner", "suitability", "view"),
+    ("documents", "planner", "suitability", "view"),
     ("judge_benchmark", "policy_comparison"),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),
     ("execution", "judging", "labelling", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),
-    ("config", "records", "errors", "prompt", "texts", "versions"),
+    ("config", "records", "errors", "grounding", "prompt", "texts", "versions"),
 )
 """Layers from top to bottom; a package may import those below it, and those of its own layer without a cycle."""
 

@@ -4,7 +4,7 @@ SelfEvalError
 ├── InputError              invalid user input; exit code 2, one sentence, no traceback
 │   ├── ConfigError         a recipe or a --set key or value
 │   ├── SeedsError          the seeds file
-│   ├── DataError           a file of questions, replies, pairs or gold answers
+│   ├── DataError           a file of questions, replies, pairs or gold answers, or documents
 │   ├── TextError           the text to tune on
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
@@ -64,7 +64,7 @@ class SeedsError(InputError):
 
 
 class DataError(InputError):
-    """A file of questions, replies, pairs or gold answers is missing or malformed, or does not fit the run."""
+    """A file of questions, replies, pairs or gold answers, or a document, is missing or malformed, or does not fit the run."""
 
 
 class TextError(InputError):

@@ -23,6 +23,7 @@ __all__ = [
     "json_object",
     "nearest",
     "parse_json",
+    "read_bytes",
     "read_lines",
     "read_text",
     "safe_json",
@@ -61,14 +62,19 @@ def read_text(path: Path, kind: str, error: type[InputError], *, most: int, reme
     Raises:
         InputError: an instance of `error`; the file is missing, not a regular file, too large, unreadable or not UTF-8.
     """
-    data = _read_bytes(path, kind, error, most, remedy)
+    data = read_bytes(path, kind, error, most, remedy)
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as problem:
         raise error(f"{kind} {path} is not UTF-8 text ({problem}); save it as UTF-8") from problem
 
 
-def _read_bytes(path: Path, kind: str, error: type[InputError], most: int, remedy: str) -> bytes:
+def read_bytes(path: Path, kind: str, error: type[InputError], most: int, remedy: str) -> bytes:
+    """Read a file; see `read_text`.
+
+    Raises:
+        InputError: an instance of `error`; the file is missing, not a regular file, too large or unreadable.
+    """
     try:
         if path.is_dir():
             raise IsADirectoryError

@@ -62,3 +62,10 @@ def test_the_result_has_the_fields_of_the_object_and_of_the_ranking() -> None:
         "scores": [0.333333, -2.0], "preferred": 0, "confidence": 0.912346, "unsure": False, "calibrated": True,
     }  # fmt: skip
     assert result_of(asked, Ranking((0.0,), None, None, unsure=True, calibrated=True))["confidence"] is None
+
+
+def test_a_passage_is_read_with_the_question() -> None:
+    values = {"question": "How much?", "passage": "A bike is 3 euros.", "reply": "3 euros."}
+    found = asked_of(values, "line 1")
+    assert found.question == "Answer from this passage.\n\nA bike is 3 euros.\n\nQuestion: How much?"
+    assert found.values == values

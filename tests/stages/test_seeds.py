@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from processes import python
+from selfeval.config import RunConfig
 from selfeval.errors import SeedsError
 from selfeval.records import Seed
-from selfeval.stages.seeds import append_seed, read_seeds
+from selfeval.stages.given import read_given
+from selfeval.stages.running import new_config
+from selfeval.stages.seeds import append_seed, asks_seeds, has_passages, read_seeds, seeds_of
 
 
 def _file(folder: Path, content: bytes, name: str = "seeds.jsonl") -> str:
@@ -150,3 +153,51 @@ try:
 except StorageError:
     sys.exit(7)
 """
+
+
+# -- passages --------------------------------------------------------------------------------------------------------------
+
+
+def _lines(folder: Path, *rows: dict[str, str]) -> str:
+    return _file(folder, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+GROUNDED = [{"question": f"How much is bike {n}?", "passage": f"Bike {n} is {n} euros."} for n in range(8)]
+
+
+def test_seeds_with_passages_are_the_questions_of_the_run(tmp_path: Path) -> None:
+    path = _lines(tmp_path, *GROUNDED)
+    config = new_config(model="some/model", seeds=path, count=lambda name: 10**9)
+    assert (config.seeds, config.questions.file) == (path, path)
+    assert asks_seeds(config)
+    given = read_given(config)
+    assert given is not None
+    assert "Bike 3 is 3 euros.\n\nQuestion: How much is bike 3?" in given.questions[3].text
+    assert [seed.question for seed in seeds_of(config, given)][3] == "How much is bike 3?"
+
+
+def test_another_file_keeps_its_place(tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(f"Why {n}?" for n in range(8)))
+    config = new_config(
+        model="some/model",
+        seeds=_lines(tmp_path, *GROUNDED),
+        assignments=[f"questions.file={other}"],
+        count=lambda name: 10**9,
+    )
+    assert config.questions.file == str(other)
+    assert not asks_seeds(config)
+
+
+def test_seeds_of_which_only_some_have_a_passage_are_refused(tmp_path: Path) -> None:
+    path = _lines(tmp_path, *GROUNDED, {"question": "Why?"})
+    with pytest.raises(SeedsError, match=r'8 questions with a passage and 1 without one, such as "Why\?"; make two files'):
+        new_config(model="some/model", seeds=path, count=lambda name: 10**9)
+    assert not has_passages(_lines(tmp_path, {"question": "Why?"}))
+    assert not has_passages(str(tmp_path / "nowhere.jsonl"))
+
+
+def test_passages_are_never_ignored_in_silence(tmp_path: Path) -> None:
+    config = RunConfig(seeds=_lines(tmp_path, *GROUNDED))
+    with pytest.raises(SeedsError, match=r"has passages, and generated questions would have none; also set questions\.file"):
+        seeds_of(config, None)

@@ -18,6 +18,7 @@ from selfeval.cli.benching import bench
 from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
 from selfeval.cli.labelling import label
 from selfeval.cli.libraries import quiet_libraries as _quiet_libraries
+from selfeval.cli.seeding import seeds
 from selfeval.cli.serving import serve
 from selfeval.cli.tuning import check_source, config_and_source, say_tuned
 from selfeval.cli.viewing import view
@@ -45,6 +46,7 @@ app.add_typer(bench, name="bench")
 app.command()(serve)
 app.command()(view)
 app.command()(label)
+app.command()(seeds)
 
 _RESUMES = "Nothing is lost: rerun the same command to resume."
 _NOTHING_CHANGED = "Nothing was changed; the same command starts from the beginning."

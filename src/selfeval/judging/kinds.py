@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from selfeval.config import JUDGES, REPLY, TemplateKind, VerdictsConfig
 
-__all__ = ["STAGE_KINDS", "kinds_of_run", "template_kinds"]
+__all__ = ["PASSAGE_KINDS", "STAGE_KINDS", "kinds_of_run", "template_kinds"]
 
 _QUESTION = {"question": "How many apples does Mary have?"}
 
@@ -15,11 +15,19 @@ STAGE_KINDS = (
 )
 """ask: write a question. reply: answer one. grade: prompt of evaluator and critic."""
 
+_PASSAGE = {"passage": "Parcels are kept for three days."}
+
+PASSAGE_KINDS = (
+    TemplateKind("passage_question", _PASSAGE, ("ask_stop",), flags=("chinese",)),
+    TemplateKind("passage_answer", {**_PASSAGE, **_QUESTION}, flags=("chinese",)),
+)
+"""Prompts of `selfeval seeds`: write a question about a passage, and answer it from the passage. No stage reads them."""
+
 
 def template_kinds() -> dict[str, TemplateKind]:
-    """Return all kinds of templates by name: those of the stages and of every registered judge."""
+    """Return all kinds of templates by name: those of the stages, of `selfeval seeds` and of every registered judge."""
     judges = (kind for spec in JUDGES.values() for kinds in spec.templates.values() for kind in kinds)
-    return {kind.name: kind for kind in (*STAGE_KINDS, *judges)}
+    return {kind.name: kind for kind in (*STAGE_KINDS, *PASSAGE_KINDS, *judges)}
 
 
 def kinds_of_run(config: VerdictsConfig | None = None) -> tuple[str, ...]:

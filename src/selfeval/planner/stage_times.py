@@ -31,7 +31,7 @@ from selfeval.prompt import Prompt
 from selfeval.rollout.engine import generate
 from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages.given import read_given
-from selfeval.stages.seeds import seeds_of
+from selfeval.stages.seeds import asks_seeds, seeds_of
 from selfeval.training.gradient_accumulation import add_gradients
 
 __all__ = ["Lengths", "Probe", "RunTime", "StageTime", "Tokens", "estimate", "probe_speed", "stage_tokens", "time_of_run"]
@@ -210,7 +210,7 @@ def probe_speed(backbone: Backbone, templates: Templates, config: RunConfig) -> 
 def _questions(config: RunConfig) -> list[str]:
     given = read_given(config)
     found = [seed.question for seed in seeds_of(config, given)]
-    if not found and given is not None:
+    if given is not None and (not found or asks_seeds(config)):  # with their passages
         found = [question.text for question in given.questions]
     return found[:_MOST_REPLIES]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfeval.errors import DataError
+from selfeval.grounding import question_with_passage
 from selfeval.runs.conversations import AnyQuestion, read_messages
 from selfeval.texts import safe_json, shortened
 
@@ -30,6 +31,8 @@ class Asked:
 def asked_of(values: dict[str, Any], where: str) -> Asked:
     """Return the question and the replies in a JSON object: `question` or `messages`, and `replies` or a single `reply`.
 
+    A question with a `passage` is read as in a run (`selfeval.grounding`).
+
     Args:
         values: the object, such as a line of `selfeval score --file` (`selfeval.texts.json_object` parses one).
         where: its source, for the message.
@@ -48,7 +51,7 @@ def asked_of(values: dict[str, Any], where: str) -> Asked:
 def _question(values: dict[str, Any], where: str) -> AnyQuestion:
     """Return the question, empty if there is none."""
     if "messages" not in values:
-        question = values.get("question")
+        question = question_with_passage(values) or values.get("question")
         return question if isinstance(question, str) and question.strip() else ""
     if "question" in values:
         raise _wrong(where, 'both "question" and "messages"; keep one of them', values)

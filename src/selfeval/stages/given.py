@@ -3,7 +3,7 @@
 At most one of `questions.file`, `replies.file` and `pairs.file` is set: a file of replies contains its questions, and a file of
 pairs contains both. Files are JSON lines in the run's own format or in common ones; see docs/guides/your-own-data.md. A line
 may set `"split": "train"` or `"test"`; the others are split at random, by the run's seed. No question is in both splits, nor
-are near-duplicates of each other.
+are near-duplicates of each other, nor questions about the same `passage` (`selfeval.grounding`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ from typing import Any, Literal
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, DataError
 from selfeval.execution.tasks import has_tests, task_question
+from selfeval.grounding import passage_of, question_with_passage
 from selfeval.quality.dedupe import NearDuplicates, normalise
 from selfeval.records import Drop, Message, Question, Split
 from selfeval.runs.conversations import conversation_text, read_messages
 from selfeval.store import file_hash
 from selfeval.texts import Line, json_lines, read_text, shortened
 
-__all__ = ["FEWEST", "Given", "Labelled", "given_key", "has_answers", "read_given", "read_questions", "read_replies"]
+__all__ = [
+    "FEWEST",
+    "Given",
+    "Labelled",
+    "given_key",
+    "has_answers",
+    "read_given",
+    "read_questions",
+    "read_replies",
+]
 
 Kind = Literal["questions", "replies", "pairs"]
 
@@ -51,12 +61,20 @@ class Labelled:
 
 @dataclass
 class _Row:
-    """All data of the file about one question."""
+    """All data of the file about one question.
+
+    Attributes:
+        text: the question as the model reads it.
+        asked: the question alone, without a passage.
+        passage: passage that the question is grounded in; empty without one.
+    """
 
     text: str
     line: int
     split: Split | None
     messages: tuple[Message, ...] = ()
+    asked: str = ""
+    passage: str = ""
     replies: list[str] = field(default_factory=list)
     pairs: list[Labelled] = field(default_factory=list)
     _known: set[str] = field(default_factory=set)
@@ -143,6 +161,7 @@ def read_given(config: RunConfig) -> Given | None:
         return None
     kind, path = found
     rows = _rows(kind, path)
+    _check_passages(rows, path, config)
     rows, dropped = _split(rows, config)
     questions = tuple(
         Question(f"q{number:06d}", row.text, row.split or Split.TRAIN, "file", row.messages) for number, row in enumerate(rows)
@@ -157,6 +176,26 @@ def read_given(config: RunConfig) -> Given | None:
         {i: tuple(row.replies) for i, row in zip(ids, rows, strict=True) if row.replies},
         {i: tuple(row.pairs) for i, row in zip(ids, rows, strict=True) if row.pairs},
     )
+
+
+def _check_passages(rows: Sequence[_Row], path: Path, config: RunConfig) -> None:
+    """Refuse a passage in both splits, and passages where further questions are generated, which would have none."""
+    first: dict[tuple[str, Split], int] = {}
+    for row in rows:
+        if row.passage and config.questions.extend:
+            raise ConfigError(
+                f"questions.extend = true adds generated questions, which have no passage, to those of {path}, of which line "
+                f"{row.line} has one; set questions.extend=false, or write more questions with `selfeval seeds`"
+            )
+        if not row.passage or row.split is None:
+            continue
+        first.setdefault((row.passage, row.split), row.line)
+        other = first.get((row.passage, Split.TRAIN if row.split == Split.TEST else Split.TEST))
+        if other is not None:
+            raise DataError(
+                f'{path}, line {row.line}: "split" is {row.split}, but line {other} has the same passage in the other split; a '
+                "passage must be in one split"
+            )
 
 
 def has_answers(path: Path) -> bool:
@@ -250,7 +289,7 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     asked, split = reader.question(), reader.split()
     question = conversation_text(asked)
     # Several lines may be about one question, such as one reply or one pair per line.
-    row = rows.setdefault(question, _Row(question, number, split, asked if len(asked) > 1 else ()))
+    row = rows.setdefault(question, reader.row(question, number, split, asked if len(asked) > 1 else ()))
     if split is not None and row.split not in (None, split):
         raise DataError(
             f'{path}, line {number}: "split" is {split}, but line {row.line} has the same question with {row.split}; '
@@ -279,8 +318,10 @@ class _Reader:
 
     def question(self) -> tuple[Message, ...]:
         """Return the turns of the question: a text, or a conversation; for pairs, optionally the start of `chosen`."""
-        if text := task_question(self.values):
+        if text := task_question(self.values) or question_with_passage(self.values):
             return (Message("user", text),)
+        if self.values.get("passage") is not None:
+            raise self._wrong('"passage" must be a text, and its "question" too')
         name = next((name for name in (*_QUESTION, "messages") if name in self.values), None)
         if name is None and isinstance(self.values.get("chosen"), list):
             return self._turns("chosen", self.values["chosen"][:-1])
@@ -289,6 +330,12 @@ class _Reader:
         found = self.values[name]
         is_conversation = name == "messages" or isinstance(found, list)
         return self._turns(name, found) if is_conversation else (Message("user", self._text(name, found, "user")),)
+
+    def row(self, text: str, line: int, split: Split | None, messages: tuple[Message, ...]) -> _Row:
+        """Return a new row for a question."""
+        passage = passage_of(self.values) or ""
+        asked = str(self.values.get("question", self.values.get("prompt"))).strip() if passage else text
+        return _Row(text, line, split, messages, asked, passage)
 
     def _turns(self, name: str, value: Any) -> tuple[Message, ...]:
         try:
@@ -354,23 +401,51 @@ def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]
 
     If the file has only questions, a near-duplicate of an earlier one is dropped. Questions with replies or pairs are kept, and
     near-duplicates of each other, direct or through a third question, get the same split. One is dropped only if it connects
-    questions whose lines request different splits; it is always a training question or one that requests no split.
+    questions whose lines request different splits; it is always a training question or one that requests no split. Questions
+    about the same passage get the same split.
     """
     ordered = sorted(rows, key=lambda row: row.split != Split.TEST)  # questions whose lines request the test split come first
-    index, groups, dropped = NearDuplicates(config.questions.near_duplicate), _Groups(), []
+    index, groups, dropped = _Twins(config.questions.near_duplicate), _Groups(), []
     for row in ordered:
-        twins = index.find_all(row.text)
+        twins = index.find_all(row)
         # Questions alone cost nothing to drop; those with replies or pairs are the user's data, dropped only in a conflict.
         if twins and (not row.replies or len(groups.asked(twins) | ({row.split} if row.split else set())) > 1):
             dropped.append(Drop("questions", "near_duplicate", row.text, {"of": twins[0]}))
             continue
-        index.add(row.text, row.text)
-        groups.add(row, twins)
+        groups.add(row, [*twins, *index.of_passage(row)])
+        index.add(row)
     firsts = groups.firsts
     _draw_splits([row for row in firsts if row.split is None], firsts, config)
     groups.share_splits()
     # In the order of the file: the order above only served to decide.
     return [row for row in rows if row.text in groups.rows], dropped
+
+
+class _Twins:
+    """Finds near-duplicates of a question among those about the same passage, or without one.
+
+    A passage would hide the difference between two questions about it, and the same question about two passages asks for two
+    answers.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._by_passage: dict[str, NearDuplicates] = {}
+        self._first: dict[str, str] = {}
+
+    def find_all(self, row: _Row) -> list[str]:
+        index = self._by_passage.get(row.passage)
+        return index.find_all(row.asked) if index else []
+
+    def add(self, row: _Row) -> None:
+        self._by_passage.setdefault(row.passage, NearDuplicates(self._threshold)).add(row.text, row.asked)
+        if row.passage:
+            self._first.setdefault(row.passage, row.text)
+
+    def of_passage(self, row: _Row) -> list[str]:
+        """Return the first question about the same passage, if there is one."""
+        first = self._first.get(row.passage)
+        return [] if first is None else [first]
 
 
 class _Groups:
@@ -382,7 +457,7 @@ class _Groups:
         self._number: dict[str, int] = {}
 
     def add(self, row: _Row, twins: Sequence[str]) -> None:
-        """Add a question, merging the groups of its near-duplicates into one group with it."""
+        """Add a question, merging the groups of its near-duplicates, and of its passage, into one group with it."""
         # The earliest question leads the merged group, so the result does not depend on the order of a set.
         firsts = sorted({self._first[twin] for twin in twins}, key=self._number.__getitem__)
         first = firsts[0] if firsts else row.text

@@ -19,6 +19,7 @@ from selfeval.config import RunConfig, nearest
 from selfeval.errors import ConfigError, DataError
 from selfeval.execution.sandbox import Outcome, check_sandbox, run_programs
 from selfeval.execution.tasks import CodeTask, code_task, has_tests, syntax_error, task_question
+from selfeval.grounding import question_with_passage
 from selfeval.quality.answers import is_answer
 from selfeval.runs.conversations import conversation_text, read_messages
 from selfeval.stages.given import has_answers
@@ -152,7 +153,7 @@ class FileGold:
 
     def _add(self, values: dict[str, Any], where: str) -> None:
         shown = shortened(json.dumps(values, ensure_ascii=False))
-        question = task_question(values) or _asked(values)
+        question = task_question(values) or question_with_passage(values) or _asked(values)
         if not isinstance(question, str) or not question.strip():
             raise DataError(f'{where}: missing or empty "question"; got {shown}; write {_EXAMPLE}')
         known = _plain(question)

@@ -63,7 +63,8 @@ def new_config(
 ) -> RunConfig:
     """Return the configuration of a new run. Default: the embedded model's, if neither recipe nor model is given.
 
-    Settings that are not given depend on the size and the chat template of the model (docs/configuration.md).
+    Settings that are not given depend on the size and the chat template of the model (docs/configuration.md). Seeds with
+    passages are also the file of questions, unless another file is set.
 
     Args:
         recipe: Optional. Path of a TOML file.
@@ -79,6 +80,7 @@ def new_config(
 
     Raises:
         ConfigError: a key or a value is wrong.
+        SeedsError: some seeds have a passage, and others have none.
     """
     # The embedded recipe is for runs without a model; a model without a recipe takes the defaults.
     picked = Path(recipe) if recipe else None if model else _EMBEDDED
@@ -87,6 +89,9 @@ def new_config(
     given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "backbone.memory_budget": memory_budget}
     config = load_config(picked, overrides, assignments)
+    if _asks_the_seeds(config):
+        overrides["questions.file"] = config.seeds
+        config = load_config(picked, overrides, assignments)
     if not Path(config.model).is_dir():
         check(config)
     made = model_defaults(config.model, count, trust_remote_code=trust_remote_code)
@@ -96,6 +101,16 @@ def new_config(
     thinks = config.replies.max_thinking_tokens is not None
     values = {key: value for key, value in made.values.items() if wanted(key) and not (thinks and key == "chat.arguments")}
     return load_config(picked, overrides, assignments, values)
+
+
+def _asks_the_seeds(config: RunConfig) -> bool:
+    """Return whether the seeds have passages, so that the run asks them as they are: generated questions would have none."""
+    has_file = config.questions.file or config.replies.file or config.pairs.file
+    if not config.seeds or has_file:
+        return False
+    from selfeval.stages.seeds import has_passages
+
+    return has_passages(config.seeds)
 
 
 def config_to_run(

@@ -12,13 +12,14 @@ from typing import Any
 
 from selfeval.config import RunConfig
 from selfeval.errors import SeedsError
+from selfeval.grounding import passage_of
 from selfeval.records import Seed, Split
 from selfeval.runs.conversations import read_messages
 from selfeval.stages.given import Given
 from selfeval.store import as_storage_error
 from selfeval.texts import Line, json_lines, read_text, safe_json, shortened
 
-__all__ = ["append_seed", "read_seeds", "seeds_of"]
+__all__ = ["append_seed", "asks_seeds", "has_passages", "read_seeds", "seeds_of"]
 
 _EXAMPLE = '{"question": "..."}'
 _LARGEST = 64 << 20
@@ -37,7 +38,13 @@ def seeds_of(config: RunConfig, given: Given | None) -> list[Seed]:
         SeedsError: there are no seeds, and questions have to be generated; or the seeds file is unusable.
     """
     if config.seeds or given is None:
-        return read_seeds(config.seeds)
+        seeds = read_seeds(config.seeds)
+        if given is None and any(passage_of(seed.extra) for seed in seeds):
+            raise SeedsError(
+                f"seeds file {config.seeds} has passages, and generated questions would have none; also set questions.file to "
+                "this file, to ask its questions (`selfeval run --seeds` does), or remove the passages"
+            )
+        return seeds
     if not config.questions.extend:
         return []
     seeds = [Seed(question.opening) for question in given.questions if question.split == Split.TRAIN]
@@ -47,6 +54,31 @@ def seeds_of(config: RunConfig, given: Given | None) -> list[Seed]:
             f"questions.extend has no examples to generate from; {_GIVE} with --seeds, or add training questions"
         )
     return seeds
+
+
+def asks_seeds(config: RunConfig) -> bool:
+    """Return whether the questions of a run are its seeds, as they are if these have passages."""
+    return bool(config.seeds) and config.seeds == config.questions.file
+
+
+def has_passages(path: str) -> bool:
+    """Return whether a file of seeds has passages. A file that cannot be read has none here; `read_seeds` says why.
+
+    Raises:
+        SeedsError: some lines have a passage, and others have none.
+    """
+    try:
+        seeds = read_seeds(path)
+    except SeedsError:
+        return False
+    without = [seed.question for seed in seeds if not passage_of(seed.extra)]
+    if without and len(without) < len(seeds):
+        raise SeedsError(
+            f"seeds file {path} has {len(seeds) - len(without)} questions with a passage and {len(without)} without one, "
+            f'such as "{shortened(without[0])}"; make two files of them: generated questions have no passage. To ask all of '
+            "these questions as they are, pass the file as questions.file instead of --seeds"
+        )
+    return not without
 
 
 def read_seeds(path: str) -> list[Seed]:

@@ -22,7 +22,7 @@ from selfeval.planner.stage_times import RunTime, time_of_run
 from selfeval.stages.given import read_given
 from selfeval.stages.gold import ask_ahead, gold_file, load_gold
 from selfeval.stages.preflight import check_input
-from selfeval.stages.seeds import seeds_of
+from selfeval.stages.seeds import asks_seeds, seeds_of
 from selfeval.stages.shards import ModelHandle
 from selfeval.suitability.candidates import Candidate, candidates_of, load_templates
 from selfeval.suitability.measures import Measures, measure
@@ -154,7 +154,8 @@ def _sample(
     config: RunConfig, model: ModelHandle, candidates: Sequence[Candidate], seconds: float, say: Callable[[str], None]
 ) -> Sample:
     given = read_given(config)
-    seeds = [seed.question for seed in seeds_of(config, given)]
+    # Without their passages, such seeds would be other questions.
+    seeds = [] if asks_seeds(config) else [seed.question for seed in seeds_of(config, given)]
     say("sampling")
     return grow(config, model, candidates, seeds, given, seconds * (1 - _FOR_THE_COST), lambda sample: say(sample.figures))
 
