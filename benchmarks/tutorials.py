@@ -1,6 +1,6 @@
 """Follow a tutorial from top to bottom at the sizes on its page, and keep what its commands print.
 
-python benchmarks/tutorials.py NAME [--model FOLDER] [--folder build/tutorials]
+python benchmarks/tutorials.py NAME [--model FOLDER] [--only COMMAND] [--folder build/tutorials]
 
 NAME is a page of docs/tutorials: mathematics, code or writing. Its files are written to FOLDER/NAME, its Python blocks and
 commands run there with one thread, and `path/to/model` is the embedded model or another folder (`smollm2`:
@@ -31,22 +31,22 @@ from snippets import SHELL, Block, blocks, commands  # noqa: E402
 EMBEDDED = ROOT / "src" / "selfeval" / "lab" / "word_problems"
 
 
-def follow(page: Path, model: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return what each command of a page printed."""
+def follow(page: Path, model: Path, folder: Path, only: str | None) -> list[dict[str, Any]]:
+    """Return what each command of a page printed, or each `selfeval ONLY`."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(model, folder / "path" / "to" / "model")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    return [found for block in blocks(page) for found in _follow_block(block, folder)]
+    return [found for block in blocks(page) for found in _follow_block(block, folder, only)]
 
 
-def _follow_block(block: Block, folder: Path) -> list[dict[str, Any]]:
+def _follow_block(block: Block, folder: Path, only: str | None) -> list[dict[str, Any]]:
     if block.title:
         (folder / block.title).write_text(block.text, encoding="utf-8")
         return []
-    if block.language == "python":
+    if block.language == "python" and not only:
         return [_run(block.text, ["-c", block.text], folder)]
     lines = list(commands(block.text)) if block.language in SHELL else []
-    return [_run(line, _arguments(line), folder) for line in lines]
+    return [_run(line, _arguments(line), folder) for line in lines if only in (None, line.split()[1])]
 
 
 def _arguments(line: str) -> list[str]:
@@ -70,13 +70,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="page of docs/tutorials")
     parser.add_argument("--model", default=str(EMBEDDED), help="model folder, or smollm2")
+    parser.add_argument("--only", metavar="COMMAND", help="run only the commands `selfeval COMMAND`, such as check")
     parser.add_argument("--folder", type=Path, default=Path("build/tutorials"))
     options = parser.parse_args()
     model = model_folder() if options.model == "smollm2" else Path(options.model)
     page, folder = ROOT / "docs" / "tutorials" / f"{options.name}.md", (options.folder / options.name).resolve()
-    printed = follow(page, model, folder)
+    printed = follow(page, model, folder, options.only)
     command = f"python benchmarks/tutorials.py {options.name}"
     command += "" if model == EMBEDDED else f" --model {options.model}"
+    command += f" --only {options.only}" if options.only else ""
     text = json.dumps({"model": model.name, "printed": printed}).replace(f"{folder}/", "")
     write(f"tutorial_{options.name}", command, json.loads(text))
 

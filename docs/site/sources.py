@@ -21,8 +21,14 @@ from translations import ORIGINALS, ROOT, anchors, translation_of, unmarked
 __all__ = ["VOICES", "Tree", "public_names"]
 
 VOICES = {
-    "en": {"guides": "Guides", "concepts": "Concepts", "reference": "Reference", "decisions": "Decisions"},
-    "zh": {"guides": "指南", "concepts": "概念", "reference": "参考", "decisions": "设计决策"},
+    "en": {
+        "tutorials": "Tutorials",
+        "guides": "Guides",
+        "concepts": "Concepts",
+        "reference": "Reference",
+        "decisions": "Decisions",
+    },
+    "zh": {"tutorials": "教程", "guides": "指南", "concepts": "概念", "reference": "参考", "decisions": "设计决策"},
 }
 _WORDS = {
     "en": {"home": "Home", "contents": "All pages", "api": "Python API", "algorithms": "Algorithms", "errors": "Errors"},
@@ -202,6 +208,7 @@ class Tree:
         reference = [{words["algorithms"]: within("algorithms")}, {words["api"]: api}, *single]
         return [
             {words["home"]: "index.md"},
+            {voices["tutorials"]: within("tutorials")},
             {voices["guides"]: within("guides")},
             {voices["concepts"]: within("concepts")},
             {voices["reference"]: [*reference, "contributing.md", {words["contents"]: "contents.md"}]},
