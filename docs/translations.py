@@ -72,7 +72,7 @@ def _originals() -> list[Path]:
 
 
 ORIGINALS = {translation_of(page): page for page in _originals()}
-"""The original of each translation, translated or not: README and the pages of the folders that are not generated as a whole."""
+"""The original of each translation, translated or not: README and the pages of the folders that are not wholly generated."""
 
 
 def unmarked(text: str) -> str:
