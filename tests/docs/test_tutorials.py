@@ -21,8 +21,13 @@ from toy import FEW, LAB, with_settings
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
 
-SIZES = (*FEW, "verdicts.tie=1.0", "verdicts.max_new_tokens=48", "replies.max_new_tokens=48", "backbone.device=cpu")
-"""For `selfeval run`. The judge of a small model keeps every readable verdict, so that there is something to train on."""
+LIMITS = ("verdicts.max_new_tokens=32", "replies.max_new_tokens=32")
+ANY_VERDICT = ("verdicts.tie=1.0", "verdicts.label_mass=0", "verdicts.reasoning=false")
+"""The judge of a small model keeps every verdict, however improbable, so that there is something to train on."""
+SIZES = (*FEW, *LIMITS, *ANY_VERDICT, "backbone.device=cpu")
+"""For `selfeval run`."""
+QUICK = ("--minutes", "0.1", *(part for limit in LIMITS for part in ("--set", limit)))
+"""For `selfeval check`."""
 
 LABELS = [
     f"{lead} {label}"
@@ -85,7 +90,7 @@ def _run(line: str) -> None:
     if program == "python":
         done = script(Path(words[0]), *words[1:])
     elif words[0] == "check":  # 3: it recommends no run, as is right for a model that strings words together
-        done = selfeval(*words, "--minutes", "0.1")
+        done = selfeval(*words, *QUICK)
     else:
         done = selfeval(*with_settings(words, SIZES))
     allowed = (0, 3) if words[0] == "check" else (0,)
