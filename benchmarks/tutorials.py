@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,22 @@ from snippets import SHELL, Block, blocks, commands  # noqa: E402
 EMBEDDED = ROOT / "src" / "selfeval" / "lab" / "word_problems"
 
 
-def follow(page: Path, model: Path, folder: Path, only: str | None) -> list[dict[str, Any]]:
-    """Return what each command of a page printed, or each `selfeval ONLY`."""
+def follow(page: Path, model: Path, folder: Path, only: str | None) -> Iterator[dict[str, Any]]:
+    """Yield what each command of a page printed, or each `selfeval ONLY`."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(model, folder / "path" / "to" / "model")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    return [found for block in blocks(page) for found in _follow_block(block, folder, only)]
+    for block in blocks(page):
+        yield from _follow_block(block, folder, only)
 
 
-def _follow_block(block: Block, folder: Path, only: str | None) -> list[dict[str, Any]]:
+def _follow_block(block: Block, folder: Path, only: str | None) -> Iterator[dict[str, Any]]:
     if block.title:
         (folder / block.title).write_text(block.text, encoding="utf-8")
-        return []
-    if block.language == "python" and not only:
-        return [_run(block.text, ["-c", block.text], folder)]
-    lines = list(commands(block.text)) if block.language in SHELL else []
-    return [_run(line, _arguments(line), folder) for line in lines if only in (None, line.split()[1])]
+    elif block.language == "python" and not only:
+        yield _run(block.text, ["-c", block.text], folder)
+    elif block.language in SHELL:
+        yield from (_run(line, _arguments(line), folder) for line in commands(block.text) if only in (None, line.split()[1]))
 
 
 def _arguments(line: str) -> list[str]:
@@ -75,12 +76,14 @@ def main() -> None:
     options = parser.parse_args()
     model = model_folder() if options.model == "smollm2" else Path(options.model)
     page, folder = ROOT / "docs" / "tutorials" / f"{options.name}.md", (options.folder / options.name).resolve()
-    printed = follow(page, model, folder, options.only)
     command = f"python benchmarks/tutorials.py {options.name}"
     command += "" if model == EMBEDDED else f" --model {options.model}"
     command += f" --only {options.only}" if options.only else ""
-    text = json.dumps({"model": model.name, "printed": printed}).replace(f"{folder}/", "")
-    write(f"tutorial_{options.name}", command, json.loads(text))
+    printed = []
+    for found in follow(page, model, folder, options.only):
+        printed.append(found)
+        text = json.dumps({"model": model.name, "printed": printed}).replace(f"{folder}/", "")
+        write(f"tutorial_{options.name}", command, json.loads(text))
 
 
 if __name__ == "__main__":
