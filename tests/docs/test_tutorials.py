@@ -24,7 +24,7 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 LIMITS = ("verdicts.max_new_tokens=32", "replies.max_new_tokens=32")
 ANY_VERDICT = ("verdicts.tie=1.0", "verdicts.label_mass=0", "verdicts.reasoning=false")
 """The judge of a small model keeps every verdict, however improbable, so that there is something to train on."""
-SIZES = (*FEW, *LIMITS, *ANY_VERDICT, "backbone.device=cpu")
+SIZES = (*FEW, *LIMITS, *ANY_VERDICT, "policy.watchdogs=warn", "backbone.device=cpu")
 """For `selfeval run`."""
 QUICK = ("--minutes", "0.1", *(part for limit in LIMITS for part in ("--set", limit)))
 """For `selfeval check`."""
