@@ -1257,9 +1257,8 @@ _PRINTED = re.compile(
 
 def _refresh_tutorial(name: str, check: bool) -> None:
     """Put what the commands of a tutorial printed into its page and the translation of the page."""
-    if not _is_measured(f"tutorial_{name}"):
-        return
-    found = _load(f"tutorial_{name}")
+    measured = _is_measured(f"tutorial_{name}")
+    found = _load(f"tutorial_{name}") if measured else {"command": f"python benchmarks/tutorials.py {name}", "printed": []}
     for page in with_translation(_ROOT / "docs" / "tutorials" / f"{name}.md"):
         text = page.read_text(encoding="utf-8")
         _write(page, _PRINTED.sub(lambda match: match["start"] + _printed(found, match) + match["end"], text), check)
@@ -1267,10 +1266,12 @@ def _refresh_tutorial(name: str, check: bool) -> None:
 
 def _printed(found: dict[str, Any], match: re.Match[str]) -> str:
     """Return the output of one command, as a block of text; `measured` is the sentence that names the benchmark."""
-    if match["command"] == "measured":
+    printed = next((one for one in found["printed"] if one["command"] == match["command"]), None)
+    if match["command"] == "measured" and found["printed"]:
         minutes = sum(one["seconds"] for one in found["printed"]) / 60
         return f"By `{found['command']}`: {found['model']}, {minutes:.0f} minutes on one thread of a shared machine.\n"
-    (printed,) = (one for one in found["printed"] if one["command"] == match["command"])
+    if printed is None:
+        return f"`{found['command']}` has no results yet.\n"
     lines = [printed["error"]] if match["error"] else printed["out"]
     if match["count"]:
         count = int(match["count"])
@@ -1312,8 +1313,7 @@ def main() -> None:
     _refresh(_ROLES, decoding_table(), options.check)
     _refresh(_SPEED, "\n".join(block for block in (step_table(), side_tables(), growth_table()) if block), options.check)
     _refresh(_MEMORY, freed_memory_table(), options.check)
-    for name in ("mathematics", "code", "writing"):
-        _refresh_tutorial(name, options.check)
+    _refresh_tutorial("mathematics", options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

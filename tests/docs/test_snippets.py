@@ -67,6 +67,7 @@ def test_commands_are_whole_and_comments_are_none(page: Path) -> None:
         ("selfeval show runs/a, last 2", "```text\na       1\nlonger  2\n```\n"),
         ("selfeval show runs/a, first 1", "```text\nfirst\n```\n"),
         ("selfeval run a.toml --until pairs, error", "```text\nError: no\n```\n"),
+        ("selfeval plan", "`python benchmarks/tutorials.py a` has no results yet.\n"),
         ("measured", "By `python benchmarks/tutorials.py a`: word_problems, 2 minutes on one thread of a shared machine.\n"),
     ],
 )
