@@ -1248,6 +1248,43 @@ def _mixed_lines(mixed: dict[str, Any]) -> list[str]:
     ]
 
 
+_PRINTED = re.compile(
+    r"(?P<start><!-- figures: (?P<command>.+?)(?:, (?P<part>first|last) (?P<count>\d+)|, (?P<error>error))? -->\n)"
+    r".*?(?P<end><!-- /figures -->)",
+    re.DOTALL,
+)
+
+
+def _refresh_tutorial(name: str, check: bool) -> None:
+    """Put what the commands of a tutorial printed into its page and the translation of the page."""
+    measured = _is_measured(f"tutorial_{name}")
+    found = _load(f"tutorial_{name}") if measured else {"command": f"python benchmarks/tutorials.py {name}", "printed": []}
+    for page in with_translation(_ROOT / "docs" / "tutorials" / f"{name}.md"):
+        text = page.read_text(encoding="utf-8")
+        _write(page, _PRINTED.sub(lambda match: match["start"] + _printed(found, match) + match["end"], text), check)
+
+
+def _printed(found: dict[str, Any], match: re.Match[str]) -> str:
+    """Return the output of one command, as a block of text; `measured` is the sentence that names the benchmark."""
+    printed = next((one for one in found["printed"] if one["command"] == match["command"]), None)
+    if match["command"] == "measured" and found["printed"]:
+        minutes = sum(one["seconds"] for one in found["printed"]) / 60
+        return f"By `{found['command']}`: {found['model']}, {minutes:.0f} minutes on one thread of a shared machine.\n"
+    if printed is None:
+        return f"`{found['command']}` has no results yet.\n"
+    lines = [printed["error"]] if match["error"] else printed["out"]
+    if match["count"]:
+        count = int(match["count"])
+        lines = lines[:count] if match["part"] == "first" else lines[-count:]
+    return "\n".join(["```text", *(line.rstrip() for line in _in_columns(lines)), "```", ""])
+
+
+def _in_columns(lines: list[str]) -> list[str]:
+    """Return lines whose fields a tab separates with the second field in one column."""
+    width = max((len(line.partition("\t")[0]) for line in lines if "\t" in line), default=0)
+    return [f"{name:{width}}  {value}" if tab else name for name, tab, value in (line.partition("\t") for line in lines)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when a page is not up to date")
@@ -1276,6 +1313,7 @@ def main() -> None:
     _refresh(_ROLES, decoding_table(), options.check)
     _refresh(_SPEED, "\n".join(block for block in (step_table(), side_tables(), growth_table()) if block), options.check)
     _refresh(_MEMORY, freed_memory_table(), options.check)
+    _refresh_tutorial("mathematics", options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 __all__ = ["write"]
 
+_READ, _WRITTEN = 8, 0.05
+"""Dimensions that attention writes to, and the size of a value there."""
 _SPECIAL = ("<pad>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>")
 _CHAT = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
@@ -19,15 +21,17 @@ _CHAT = (
 )
 
 
-def write(folder: Path, texts: Sequence[str]) -> Path:
+def write(folder: Path, texts: Sequence[str], *, whims: float = 0.0) -> Path:
     """Write a model folder.
 
     Args:
         folder: where to write it.
         texts: what a reply looks like.
+        whims: Optional. Deviation, in nats, of a random influence of all earlier tokens on the next one. Without it (default)
+            only the last token counts, so all replies get the same verdict.
     """
     tokenizer = _tokenizer(texts)
-    _model(tokenizer, texts).save_pretrained(folder)
+    _model(tokenizer, texts, whims).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -43,11 +47,11 @@ def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=_CHAT, **special)
 
 
-def _model(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> LlamaForCausalLM:
+def _model(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], whims: float) -> LlamaForCausalLM:
     size = len(tokenizer)
     config = LlamaConfig(
         vocab_size=size,
-        hidden_size=size,
+        hidden_size=size + _READ,
         intermediate_size=8,
         num_hidden_layers=1,
         num_attention_heads=1,
@@ -61,12 +65,26 @@ def _model(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> LlamaFor
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         layer = model.model.layers[0]
-        layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
-        # The normalised embedding of a token is its unit vector times the root of the size.
-        model.model.embed_tokens.weight.copy_(torch.eye(size))
-        model.lm_head.weight.copy_(_log_bigrams(tokenizer, texts, size).T / size**0.5)
+        # The normalised embedding of a token is its unit vector times this root; attention writes to the other dimensions.
+        root = (size + _READ) ** 0.5
+        model.model.embed_tokens.weight.copy_(torch.eye(size, size + _READ))
+        model.lm_head.weight[:, :size] = _log_bigrams(tokenizer, texts, size).T / root
+        _read(layer.self_attn, model.lm_head, size, whims)
     return model
+
+
+def _read(attention: torch.nn.Module, head: torch.nn.Linear, size: int, whims: float) -> None:
+    """Let attention write a random function of the earlier tokens to its dimensions, and the head read it."""
+    drawn = torch.Generator().manual_seed(0)
+    root = (size + _READ) ** 0.5
+    for name in ("q_proj", "k_proj", "v_proj"):  # queries and keys of deviation 2: attention to few tokens
+        torch.nn.init.normal_(getattr(attention, name).weight, std=(1.0 if name == "v_proj" else 2.0) / root, generator=drawn)
+    written = attention.o_proj.weight.zero_()
+    if whims:
+        # So small that the norm of the hidden state remains that of its embedding.
+        torch.nn.init.normal_(written[size:], std=_WRITTEN / _READ**0.5, generator=drawn)
+        torch.nn.init.normal_(head.weight[:, size:], std=whims / (_WRITTEN * root * _READ**0.5), generator=drawn)
 
 
 def _log_bigrams(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], size: int) -> torch.Tensor:

@@ -61,6 +61,14 @@ def toy_arguments(recipe: Path, output: Path, *more: str, sizes: Sequence[str] =
     return ["run", str(recipe), "--output", str(output), *settings, *more]
 
 
+def with_settings(words: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Insert settings into the words of a `run` command before its own ones, because the last --set of a key wins."""
+    if words[0] != "run":
+        return list(words)
+    at = words.index("--set") if "--set" in words else len(words)
+    return [*words[:at], *(part for setting in settings for part in ("--set", setting)), *words[at:]]
+
+
 @dataclass(frozen=True)
 class ToyRun:
     """A finished run at toy size.

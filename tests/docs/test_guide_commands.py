@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from snippets import SHELL, blocks, commands
 
 from processes import selfeval
 from selfeval.errors import ConfigError
 from selfeval.execution.sandbox import check_sandbox
-from toy import FEW, LAB
+from toy import FEW, LAB, with_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("first-run", "your-own-model", "use-elsewhere", "your-own-data")
@@ -35,11 +36,9 @@ pytestmark = pytest.mark.slow
 
 
 def _commands(page: Path) -> Iterator[str]:
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        if language in ("", "bash", "console", "sh", "shell"):
-            lines = (re.sub(r"\s+", " ", line).strip().removeprefix("$ ") for line in block.splitlines())
-            yield from (line for line in lines if line.startswith("selfeval "))
+    for block in blocks(page):
+        if block.language in ("", *SHELL):
+            yield from (line for line in commands(block.text) if line.startswith("selfeval "))
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> None:
@@ -93,7 +92,7 @@ def _run_guide(guide: str, folder: Path) -> None:
             shutil.rmtree(folder / "runs" / "mine", ignore_errors=True)
         if "--allow-code-execution" in line and not _has_sandbox():
             continue
-        done = selfeval(*_at_toy_size(shlex.split(line.partition(" > ")[0])[1:]))
+        done = selfeval(*with_settings(shlex.split(line.partition(" > ")[0])[1:], SMALL))
         if line in REFUSED:
             assert (done.returncode, "--restart" in done.stderr) == (2, True), (line, done.stderr)
         else:
@@ -101,11 +100,3 @@ def _run_guide(guide: str, folder: Path) -> None:
         if guide == "your-own-data":
             report = json.loads((folder / "runs" / "mine" / "report.json").read_text(encoding="utf-8"))
             assert report["verdicts"]["source"] == ("file" if "pairs.file" in line else "judge")
-
-
-def _at_toy_size(words: list[str]) -> list[str]:
-    """Insert the sizes into a `run` command before its own settings, because the last --set of a key wins."""
-    if words[0] != "run":
-        return words
-    at = words.index("--set") if "--set" in words else len(words)
-    return [*words[:at], *(part for size in SMALL for part in ("--set", size)), *words[at:]]

@@ -240,6 +240,8 @@ def test_too_little_is_refused(tmp_path: Path) -> None:
     assert "has 3 training and 1 test questions; at least 4 and 1 are needed" in _refusal("questions", few)
     train = _write(tmp_path / "train.jsonl", *({**row, "split": "train"} for row in GOOD))
     assert "has 12 training and 0 test questions" in _refusal("questions", train)
+    assert "set questions.extend = true" in _refusal("questions", train)
+    assert "questions.extend" not in _refusal("pairs", few), "a file of pairs cannot be extended"
     single = _write(tmp_path / "single.jsonl", *({"question": q, "reply": "one"} for q in QUESTIONS))
     assert "no training question with two different replies" in _refusal("replies", single)
     assert "is empty; write" in _refusal("pairs", _write(tmp_path / "empty.jsonl"))

@@ -86,6 +86,7 @@ def test_an_evaluator_that_is_not_shown_to_be_useful_trains_no_policy(
     with pytest.raises(LoopError, match=said) as caught:
         policy.run(run)
     assert '--force, or set policy.gate = "off"' in str(caught.value)
+    assert 'policy.dpo.pairs = "kept"' in str(caught.value)
     assert not run.role_folder("policy").exists()
     assert not run.checkpoint_folder("policy").exists()
 

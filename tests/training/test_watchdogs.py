@@ -71,6 +71,12 @@ def test_the_message_names_the_figures_that_broke() -> None:
     assert alarm.as_json() == {"step": 1, "name": "not_finite", "message": alarm.message, "action": "roll_back"}
 
 
+@pytest.mark.parametrize(("length", "remedy"), [(81.0, "set length_guard"), (19.0, "lower learning_rate")])
+def test_a_guard_against_long_replies_is_no_remedy_for_short_ones(length: float, remedy: str) -> None:
+    (alarm,) = check_iteration({**FIRST, "length": length}, FIRST, CONFIG)
+    assert alarm.message.endswith(f"; {remedy}")
+
+
 def test_an_explained_variance_that_does_not_exist_is_no_alarm() -> None:
     assert alarms(explained_variance=math.nan) == {}  # all returns were the same: there was nothing to explain
 

@@ -41,6 +41,7 @@ Kind = Literal["questions", "replies", "pairs"]
 FEWEST = 4
 """Minimum number of questions for splitting and training."""
 
+_WRITE_THE_REST = ", or set questions.extend = true and let the model write the missing ones"
 _LARGEST = 1 << 30
 _EXAMPLES: dict[Kind, str] = {
     "questions": '{"question": "..."}',
@@ -245,7 +246,7 @@ def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: S
     if train < FEWEST or not test:
         raise DataError(
             f"{kind}.file {path} has {train} training and {test} test questions; at least {FEWEST} and 1 are needed. "
-            'Add lines, or correct their "split"'
+            'Add lines, or correct their "split"' + (_WRITE_THE_REST if kind == "questions" else "")
         )
     if kind == "replies" and not any(len(row.replies) > 1 for row in rows if row.split == Split.TRAIN):
         raise DataError(

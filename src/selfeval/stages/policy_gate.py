@@ -39,7 +39,8 @@ def check_evaluator(context: Context) -> None:
         raise LoopError(
             f"{obstacle}. A policy trained on its scores may learn noise. Get more pairs (questions.test to show a difference, "
             "questions.train to learn one) or better labels (a stronger model, settings of [verdicts]); finished stages are "
-            'kept. To train anyway, rerun the same command with --force, or set policy.gate = "off"'
+            'kept. To learn from the pairs without the evaluator, set policy.learner = "dpo" and policy.dpo.pairs = "kept". To '
+            'train anyway, rerun the same command with --force, or set policy.gate = "off"'
         )
     context.terminal.note(f"policy: {obstacle}; trained anyway, because of --force")
 

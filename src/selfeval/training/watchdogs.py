@@ -138,7 +138,8 @@ def _length_drift(values: Figures, first: Figures, config: PolicyConfig) -> Seen
     ratio = values["length"] / max(1.0, first["length"])
     if 0.5 <= ratio <= 2.0:
         return None
-    text = f"replies are {ratio:.2f} times as long as at the start; set length_guard"
+    remedy = "set length_guard" if ratio > 1 else "lower learning_rate"  # the guard only holds back longer replies
+    text = f"replies are {ratio:.2f} times as long as at the start; {remedy}"
     return text, "warn" if 0.25 <= ratio <= 4.0 else "roll_back"
 
 
