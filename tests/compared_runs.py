@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sample_report import sample_report
+
 from selfeval.config import load_config
 from selfeval.records import ComparedReplies, Question, Sampled, ScoredPair, Split, VerdictState
 from selfeval.store import RUN_SCHEMA, RunStore
