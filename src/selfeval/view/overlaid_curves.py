@@ -20,7 +20,7 @@ __all__ = ["Overlay", "overlaid_curves"]
 
 _EVALUATOR = (("Evaluator loss", "Bradley-Terry loss on the training pairs.", "loss"),)
 _NAME_LETTERS = 18
-_DRAWN: Drawn[list[Overlay]] = Drawn(32)
+_DRAWN: Drawn[list[Overlay]] = Drawn(32, share=0.05)
 
 
 @dataclass(frozen=True)
