@@ -120,7 +120,8 @@ def test_a_change_of_stage_is_announced_and_numbers_are_not(tmp_path: Path, chro
             """() => {
               window.said = [];
               const status = document.querySelector("[role=status]");
-              new MutationObserver(() => said.push(status.textContent)).observe(status, {childList: true, characterData: true, subtree: true});
+              const options = {childList: true, characterData: true, subtree: true};
+              new MutationObserver(() => said.push(status.textContent)).observe(status, options);
             }"""
         )
         _work(store, 2)
@@ -128,7 +129,7 @@ def test_a_change_of_stage_is_announced_and_numbers_are_not(tmp_path: Path, chro
         assert page.evaluate("said") == []
         store.record_stage("policy", state="finished", seconds=3.0, counts={"iterations": 2})
         write_progress(store.root, Progress(platform.node(), 1, "evaluation", 1.0))
-        page.wait_for_function("said.length > 0")
+        page.wait_for_function("() => said.length > 0")
         assert page.evaluate("said") == ["The stage evaluation is in progress. 2 of 8 stages are finished."]
     store.close()
 
@@ -211,9 +212,7 @@ def test_the_pages_work_without_scripts(tmp_path: Path, chromium: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_pages_break_no_rule_of_accessibility_and_fit_the_screen(
-    scheme: str, width: int, tmp_path: Path, chromium: Any
-) -> None:
+def test_pages_break_no_rule_of_accessibility_and_fit(scheme: str, width: int, tmp_path: Path, chromium: Any) -> None:
     live = begin_run(tmp_path / "live")
     _work(live, 1)
     live.add_metrics("watchdogs", {"step": 1, "name": "length_drift", "message": "longer", "action": "warn"})
