@@ -16,7 +16,7 @@ from selfeval.view.drawn import Drawn, version_of
 __all__ = ["Curves", "alarms_of", "curves_of"]
 
 _STAGES = ("policy", "evaluator", "steps", "tuning")
-_DRAWN: Drawn[list[Curves]] = Drawn()
+_DRAWN: Drawn[list[Curves]] = Drawn(share=0.05)
 
 
 @dataclass(frozen=True)

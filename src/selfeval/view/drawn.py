@@ -1,4 +1,4 @@
-"""Charts that are drawn again only if their files have changed, and never for more than a small part of the time."""
+"""Values from files that are computed again only if the files have changed, and slow ones never for most of the time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from typing import Generic, TypeVar
 __all__ = ["Drawn", "version_of"]
 
 V = TypeVar("V")
-
-_SHARE = 0.05
-"""Largest share of the time that is spent on drawing one entry again and again."""
 
 
 def version_of(paths: Iterable[Path]) -> Hashable:
@@ -41,21 +38,22 @@ class _Entry(Generic[V]):
 class Drawn(Generic[V]):
     """A cache by key, for values that are slow to compute from files which grow while a page is open.
 
-    A value that took s seconds is used for at least 19 s seconds, even if the files have changed: eight curves of 100,000 steps
-    take seconds, and a page asks for them every two.
-
     Args:
-        most: maximum number of entries; the one that was not asked for longest is dropped.
+        most: maximum number of entries; the oldest one is dropped. Default: 64.
+        share: largest share of the time that is spent on one entry, in (0, 1]. With 0.05, a value that took 2 s is used for
+            38 s more even if the files have changed: eight curves of 100,000 steps take seconds, and a page asks for them
+            every two.
+            Default: 1, a value of other files is never used.
     """
 
-    def __init__(self, most: int = 64) -> None:
-        self._most = most
+    def __init__(self, most: int = 64, share: float = 1.0) -> None:
+        self._most, self._share = most, share
         self._entries: OrderedDict[Hashable, _Entry[V]] = OrderedDict()
         self._locks: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, version: Hashable, draw: Callable[[], V]) -> V:
-        """Return the value of a key, computed if there is none, or if it is of another version and old enough."""
+        """Return the value of a key, computed if there is none, or if it is of other files and old enough."""
         with self._lock:
             entry, drawing = self._entries.get(key), self._locks.setdefault(key, threading.Lock())
         if entry is not None and self._is_current(entry, version):
@@ -81,7 +79,7 @@ class Drawn(Generic[V]):
         value = draw()
         now = time.monotonic()
         with self._lock:
-            self._entries[key] = _Entry(version, value, now + (now - begun) * (1 / _SHARE - 1))
+            self._entries[key] = _Entry(version, value, now + (now - begun) * (1 / self._share - 1))
             self._entries.move_to_end(key)
             while len(self._entries) > self._most:
                 self._locks.pop(self._entries.popitem(last=False)[0], None)

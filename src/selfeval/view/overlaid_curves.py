@@ -20,7 +20,7 @@ __all__ = ["Overlay", "overlaid_curves"]
 
 _EVALUATOR = (("Evaluator loss", "Bradley-Terry loss on the training pairs.", "loss"),)
 _NAME_LETTERS = 18
-_DRAWN: Drawn[list[Overlay]] = Drawn(32)
+_DRAWN: Drawn[list[Overlay]] = Drawn(32, share=0.05)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,12 @@ def overlaid_curves(runs: Sequence[ComparedRun]) -> list[Overlay]:
 
 
 def _overlays(runs: Sequence[ComparedRun]) -> Iterator[Overlay]:
-    policy = [(_titled(title, name, keys), caption, key) for title, caption, keys in CURVES for key, name in keys]
+    # The report draws reward and score in one chart; with a line per run, each metric has its chart.
+    policy = [
+        (title if order == 0 else name.capitalize(), caption if order == 0 else "", key)
+        for title, caption, keys in CURVES
+        for order, (key, name) in enumerate(keys)
+    ]
     for stage, charts in (("policy", policy), ("evaluator", _EVALUATOR)):
         rows = {run.letter: _rows(run.reader.folder / "metrics" / f"{stage}.jsonl") for run in runs}
         for title, caption, key in charts:
@@ -49,14 +54,9 @@ def _overlays(runs: Sequence[ComparedRun]) -> Iterator[Overlay]:
                 if (points := column(rows[run.letter], key)[0])
             ]
             if len(lines) == 1:  # which has no legend
-                caption = f"{caption} Only of {lines[0].name}."
+                caption = f"{caption} Only of {lines[0].name}.".lstrip()
             if lines:
                 yield Overlay(title, caption, Markup(line_chart(lines, label=title)))
-
-
-def _titled(title: str, name: str, keys: Sequence[tuple[str, str]]) -> str:
-    """Return the title of a chart with one of the metrics that the report draws in one chart."""
-    return title if len(keys) == 1 else name.capitalize()
 
 
 def _short(run: ComparedRun) -> str:

@@ -102,4 +102,6 @@ def _interval(figure: Figure, measure: Measure) -> str:
 def _test(found: Contrast) -> str:
     if found.paired is None:
         return f"independent samples, n = {found.theirs.n:,} and {found.ours.n:,}"
-    return f"paired, {tested(found.paired)}, n = {found.difference.n:,}"
+    text = f"paired, {tested(found.paired)}, n = {found.difference.n:,}"
+    # No line break inside of `p = 0.25`.
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")
