@@ -32,7 +32,7 @@ def run(toy_run: ToyRun, tmp_path: Path) -> Path:
 
 
 def _label(folder: Path, keys: str, *more: str) -> str:
-    found = selfeval("label", str(folder), "--rater", "ann", *more, given=keys)
+    found = selfeval("label", str(folder), "--terminal", "--rater", "ann", *more, given=keys)
     assert found.returncode == 0, found.stderr
     return found.stdout
 

@@ -1,4 +1,4 @@
-"""`selfeval label`: let a person compare two replies blindly, on the terminal or through a pipe."""
+"""`selfeval label`: let people compare two replies blindly, on a page, on the terminal, or through a pipe."""
 
 from __future__ import annotations
 
