@@ -98,11 +98,12 @@ def test_replies_are_those_of_plain_decoding_with_every_setting() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replies_are_those_of_plain_decoding_in_every_family(family: str) -> None:
     backbone = make_two_roles(family)
+    backbone.loaded.eos_ids = ()
     batch = opened(backbone)
-    for seed in (0, 1, 0):
-        for settings in ({"temperature": 0.0}, {"temperature": 0.7}):
-            request = Request(Prompt((5, 9, 2, 14, 22, 13)), **settings)
-            check_equal(answered(batch, request, seed), plain(backbone, request, seed))
+    for temperature in (0.7, 0.0):
+        request = Request(Prompt((5, 9, 2, 14, 22, 13)), temperature)
+        for _ in range(2):  # the second one is drafted from the first
+            check_equal(answered(batch, request, 0, 12), plain(backbone, request, 0, 12))
     # Other families keep a state that cannot drop the tokens of a wrong draft.
     assert (batch.drafts.accepted > 0) == appends_rows(backbone.loaded)
 

@@ -130,6 +130,7 @@ class LiveBatch:
         thinking: optional markers of a chain of thought, and its limit; a request can do without (`add`).
         speculation: when drafts of the next tokens are read, while a single request is running: never, always, or where
             earlier drafts were correct often enough. The tokens are the same in every case. Default: `auto`.
+        drafts: Optional. Counts to which those of this batch are added. Default: separate ones.
 
     Attributes:
         drafts: number of drafted tokens, and of those that were correct.
@@ -158,6 +159,7 @@ class LiveBatch:
         guide: Guide | None = None,
         thinking: ThinkingTokens | None = None,
         speculation: Speculation = Speculation.AUTO,
+        drafts: DraftCounts | None = None,
     ) -> None:
         for name, value in (("places", places), ("max_tokens", max_tokens)):
             if value < 1:
@@ -171,7 +173,7 @@ class LiveBatch:
         self._joins = joins_rows(backbone, guide)
         # A guide has further rows, and other caches cannot drop the tokens of a wrong draft.
         self._speculation = speculation if self._joins else Speculation.OFF
-        self._earlier, self.drafts = EarlierReplies(), DraftCounts()
+        self._earlier, self.drafts = EarlierReplies(), drafts or DraftCounts()
         self._is_drafting = False
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Row, Ticket] = {}

@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 
 from selfeval.errors import InputError
+from selfeval.rollout.drafts import Speculation
 from selfeval.serve.app import Application, make_app
 from selfeval.serve.gate import Access
 from selfeval.serve.limits import Limits
@@ -102,6 +103,7 @@ def serve(
     *,
     drain_seconds: float,
     ready: Callable[[], None],
+    speculation: Speculation = Speculation.AUTO,
 ) -> None:
     """Serve a run until SIGINT or SIGTERM.
 
@@ -112,8 +114,9 @@ def serve(
         limits: what requests may take.
         drain_seconds: seconds that running requests have to finish after the first signal.
         ready: is called when requests are accepted.
+        speculation: when drafts of the next tokens are read, as in `LiveBatch`. Default: `auto`.
     """
-    worker = Worker(run, limits)
+    worker = Worker(run, limits, speculation)
     application = make_app(Service(run, worker, limits, Metrics(worker)), access)
     config = uvicorn.Config(
         application,
