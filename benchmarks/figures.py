@@ -691,8 +691,8 @@ def speculation_tables() -> str:
     widths = [width for width in next(iter(models.values()))["costs"][0]["ratios"] if width != "1"]
     tables = [
         [
-            f"By `{found['command']}`, CPU time of a decoding step over several tokens per row, over that of a step with one, on "
-            "one thread after prompts of 64 tokens, medians.",
+            f"By `{found['command']}`, CPU time of a decoding step over several tokens per row, over that of a step with one, "
+            "on one thread after prompts of 64 tokens, medians.",
             "",
             f"| model | rows | one token | {' | '.join(f'{width} tokens' for width in widths)} |",
             f"|---|---|---|{'---|' * len(widths)}",
@@ -707,9 +707,8 @@ def speculation_tables() -> str:
             *(_draft_row(model, name, row) for model, part in models.items() for name, row in part["drafts"].items()),
         ],
         [
-            "One client: greedy replies one after the other, CPU seconds of one thread, and the time without drafts over that with "
-            "them, medians. "
-            + ("All tokens are equal." if _all_equal(models) else "Not all tokens are equal."),
+            "One client: greedy replies one after the other, CPU seconds of one thread, and the time without drafts over that "
+            "with them, medians. " + ("All tokens are equal." if _all_equal(models) else "Not all tokens are equal."),
             "",
             "| model | prompts | reply tokens | off | auto | on | off over auto | off over on |",
             "|---|---|---|---|---|---|---|---|",

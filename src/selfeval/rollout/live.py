@@ -293,7 +293,9 @@ class LiveBatch:
         joining = self._take(len(keep))
         if not keep and not joining:
             return []
-        if not joining and (draft := self._draft(keep)):
+        draft = [] if joining else self._draft(keep)
+        self._is_drafting = bool(draft)
+        if draft:
             return self._decode_draft(draft)
         logits_NBV = self._forward(keep, [ticket.begin() for ticket in joining])
         rows = self._rows
@@ -327,9 +329,7 @@ class LiveBatch:
         self._refresh(rows)
         row = rows.rows[0]
         ticket, before = self._running[row], row.progress.length
-        self._is_drafting = True
         logits_NBTV = rows.read_draft(self._tokens_B, draft, self._attention_BT)
-        self._is_drafting = False
         sampled: list[tuple[Ticket, NewToken | NotFiniteError]] = []
         for place, drafted in enumerate([*draft, None]):
             try:
@@ -439,7 +439,7 @@ class LiveBatch:
         """Continue with half the places; a request that does not fit alone fails."""
         self._wait_again()
         if self._is_drafting:  # a single token takes less memory
-            self._is_drafting, self._speculation = False, Speculation.OFF
+            self._speculation = Speculation.OFF
             return
         places = self.places
         try:
