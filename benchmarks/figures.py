@@ -710,7 +710,7 @@ def speculation_tables() -> str:
             "One client: greedy replies one after the other, CPU seconds of one thread, and the time without drafts over that "
             "with them, medians. " + ("All tokens are equal." if _all_equal(models) else "Not all tokens are equal."),
             "",
-            "| model | prompts | reply tokens | off | auto | on | off over auto | off over on |",
+            "| model | prompts | reply tokens | drafted | correct | off | auto | off over auto |",
             "|---|---|---|---|---|---|---|---|",
             *(_client_row(model, name, row) for model, part in models.items() for name, row in part["one_client"].items()),
         ],
@@ -736,9 +736,9 @@ def _draft_row(model: str, name: str, row: dict[str, Any]) -> str:
 
 
 def _client_row(model: str, name: str, row: dict[str, Any]) -> str:
-    seconds = " | ".join(f"{row['seconds'][setting]:.2f}" for setting in ("off", "auto", "on"))
-    ratios = " | ".join(f"{row['ratio'][setting]:.2f}" for setting in ("auto", "on"))
-    return f"| {model} | {name} | {row['tokens']:,} | {seconds} | {ratios} |"
+    drafts, seconds = row["drafts"], " | ".join(f"{row['seconds'][setting]:.2f}" for setting in ("off", "auto"))
+    cells = (model, name, f"{row['tokens']:,}", f"{drafts['read']:,}", f"{drafts['accepted']:,}", seconds)
+    return f"| {' | '.join(cells)} | {row['off_over_auto']:.2f} |"
 
 
 def growth_table() -> str:

@@ -4,8 +4,8 @@ python benchmarks/speculation.py [--models embedded llama-30m smollm2-135m] [--r
 
 Costs: a decoding step over 2, 3, 5 and 9 tokens of each row against one over a single token, at several batch sizes, on one
 thread. Correct drafts: counted offline, in the replies, reference answers and verdicts that a small run of the embedded model
-samples, and in replies of SmolLM2 to prompts that ask for copies and to others. One client: the same requests one after the
-other in a `LiveBatch`, with `speculation` off, auto and on in turns; the tokens of the three are compared.
+samples. One client: greedy requests one after the other in a `LiveBatch`, with `speculation` off and auto in turns; the tokens
+of both are compared. SmolLM2 replies to prompts that ask for copies, and to others.
 
 Models that are not asked for keep their earlier figures. SmolLM2-135M is left out if benchmarks/real_model.py has not
 converted it.
@@ -38,7 +38,6 @@ from selfeval.backbone.roles import Backbone
 from selfeval.bench.workloads import BenchOptions, add_random_role, bench_config, load_backbone
 from selfeval.prompt import Prompt
 from selfeval.rollout.drafts import Drafts, Speculation
-from selfeval.rollout.engine import generate
 from selfeval.rollout.live import LiveBatch
 from selfeval.rollout.requests import Request
 from selfeval.rollout.rows import Row
@@ -55,13 +54,8 @@ COPIES = (
     "euros and will open in two years. Residents of the old town fear more traffic.",
     "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n    return a - b\n\nAdd a docstring to each of these functions.",
 )
-OTHERS = (
-    "What is the capital of France?",
-    "Write a short poem about the sea.",
-    "Give me three tips for a job interview.",
-    "Why is the sky blue?",
-    "How do I boil an egg with a soft yolk?",
-)
+OTHERS = ("What is the capital of France?", "Write a short poem about the sea.", "Give me three tips for a job interview.")
+SETTINGS = (Speculation.OFF, Speculation.AUTO)
 
 
 # -- costs --------------------------------------------------------------------------------------------------------------
@@ -164,18 +158,6 @@ def of_a_run() -> dict[str, list[Reply]]:
     return sets
 
 
-def of_a_chat(backbone: Backbone) -> dict[str, list[Reply]]:
-    """Return replies of a chat model."""
-    sets = {}
-    for name, texts in (("prompts to copy from", COPIES), ("other prompts", OTHERS)):
-        prompts = chat_prompts(backbone, texts)
-        for setting, temperature in (("greedy", 0.0), ("temperature 1", 1.0)):
-            with backbone.acting_as(BASE):
-                found = generate(backbone, [Request(p, temperature) for p in prompts], max_new_tokens=REPLY, seed=0)
-            sets[f"{name}, {setting}"] = [Reply(p.ids, r.ids) for p, r in zip(prompts, found, strict=True)]
-    return sets
-
-
 def chat_prompts(backbone: Backbone, texts: Sequence[str]) -> list[Prompt]:
     tokenizer = backbone.loaded.tokenizer
     chats = [[{"role": "user", "content": text}] for text in texts]
@@ -190,7 +172,7 @@ def one_client(backbone: Backbone, prompts: Sequence[Prompt], rounds: int) -> di
     seconds: dict[str, list[float]] = defaultdict(list)
     replies, drafts = {}, {}
     for _ in range(rounds):
-        for setting in Speculation:
+        for setting in SETTINGS:
             batch = LiveBatch(backbone, BASE, places=1, max_tokens=512, speculation=setting)
             started = time.process_time()
             tickets = []
@@ -206,8 +188,8 @@ def one_client(backbone: Backbone, prompts: Sequence[Prompt], rounds: int) -> di
         "tokens": sum(map(len, replies[Speculation.OFF])),
         "equal": all(found == replies[Speculation.OFF] for found in replies.values()),
         "seconds": {name: round(median(times), 3) for name, times in seconds.items()},
-        "ratio": {n: round(median(b / a for a, b in zip(times, off, strict=True)), 2) for n, times in seconds.items()},
-        "drafts": drafts,
+        "off_over_auto": round(median(a / b for a, b in zip(off, seconds[Speculation.AUTO], strict=True)), 2),
+        "drafts": drafts[Speculation.AUTO],
     }
 
 
@@ -221,7 +203,7 @@ def measured(model: str, rounds: int) -> dict[str, Any]:
         config = bench_config(BenchOptions(str(folder), "cpu", "fp32", threads=1, rounds=rounds))
         backbone = load_backbone(config, trust_remote_code=False)
         add_random_role(backbone, POLICY)
-        found: dict[str, Any] = {"costs": [costs(backbone, rows, 2 * rounds + 1) for rows in ROWS[model]]}
+        found: dict[str, Any] = {"rounds": rounds, "costs": [costs(backbone, rows, 2 * rounds + 1) for rows in ROWS[model]]}
         print(model, found["costs"], flush=True)
         clients: dict[str, Sequence[Prompt]] = {}
         sets: dict[str, list[Reply]] = {}
@@ -230,7 +212,6 @@ def measured(model: str, rounds: int) -> dict[str, Any]:
             clients["verdicts with reasoning"] = [Prompt(r.prompt) for r in sets["verdicts with reasoning, greedy"][:24]]
             clients["questions"] = [Prompt(r.prompt) for r in sets["reference answers, greedy"][:24]]
         elif model == "smollm2-135m":
-            sets = of_a_chat(backbone)
             clients["prompts to copy from"] = chat_prompts(backbone, COPIES)
             clients["other prompts"] = chat_prompts(backbone, OTHERS)
         found["drafts"] = {
@@ -257,7 +238,7 @@ def main() -> None:
             continue
         before[model] = measured(model, asked.rounds)
         models = {name: before[name] for name in ROWS if name in before}
-        write("speculation", "python benchmarks/speculation.py", {"rounds": asked.rounds, "models": models})
+        write("speculation", "python benchmarks/speculation.py", {"models": models})
 
 
 if __name__ == "__main__":
