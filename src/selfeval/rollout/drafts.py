@@ -82,7 +82,7 @@ class Drafts:
     def next(self, reply: Sequence[int], most: int) -> list[int]:
         """Return a draft of the tokens after these; empty if there is none, or if it would probably cost more than it saves.
 
-        A draft that is not returned is compared with the reply as well, so that drafts resume when they become correct.
+        A draft that is not returned is compared with the reply as well: drafts resume when they become correct.
 
         Args:
             reply: the tokens so far: those of the last call, and new ones.

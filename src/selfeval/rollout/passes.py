@@ -63,8 +63,9 @@ class Pass:
         count = len(self.roles)
         ids, attention = ids_BT.repeat(count, 1), attention_BT.repeat(count, 1)
         with self._acting(len(ids_BT)):
-            # Whole prompts are read by the model's own pass, with their padding.
-            if self.step is not None and ids.shape[1] == last:
+            # The model's own pass reads whole prompts, with their padding, and drafts on a GPU, where the step was not tested
+            # on several tokens.
+            if self.step is not None and ids.shape[1] == last and (last == 1 or ids.device.type == "cpu"):
                 logits = self.step.logits(ids, attention, self.cache)
             else:
                 logits = self._model_logits(ids, attention, self.cache, last)
