@@ -24,7 +24,7 @@ _LENGTHS = (3, 2)
 _FIRST, _FEWEST, _MOST = 4, 2, 16
 """Tokens of the first draft, and bounds of the later ones."""
 _COST = 0.5
-"""Cost of the draft's tokens in plain steps: a pass over up to 10 tokens took 1.2 to 1.8 times as long as one over a single
+"""Cost of the draft's tokens in plain steps: a pass over up to 9 tokens took 1.2 to 1.8 times as long as one over a single
 token (benchmarks/speculation.py)."""
 _NEWEST = 0.2
 """Weight of the newest draft in the mean of correct tokens."""
