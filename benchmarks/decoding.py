@@ -48,7 +48,7 @@ def decoded(backbone: Backbone, step: DecodeStep | None, rows: int, tokens: int)
     passed(0, PROMPT)
     started = time.process_time()
     for end in range(PROMPT + 1, PROMPT + tokens + 1):
-        logits = passed(end - 1, end) if step is None else step.logits(ids[:, end - 1 : end], attention[:, :end], cache)
+        logits = passed(end - 1, end) if step is None else step.logits(ids[:, end - 1 : end], attention[:, :end], cache)[:, -1]
         found.append(logits)
     return 1000 * (time.process_time() - started) / tokens, torch.stack(found)
 

@@ -682,6 +682,65 @@ def _side_row(model: str, comparison: dict[str, Any]) -> str:
     return f"| {' | '.join((model, comparison['title'], amount, *cells, over, limit))} |"
 
 
+def speculation_tables() -> str:
+    """Return the tables of docs/concepts/speed.md about drafts: what they cost, how many are correct, and what they save."""
+    if not _is_measured("speculation"):
+        return "`python benchmarks/speculation.py` has no results yet.\n"
+    found = _load("speculation")
+    models = {MODELS_SHORT[name]: found["models"][name] for name in MODELS_SHORT if name in found["models"]}
+    widths = [width for width in next(iter(models.values()))["costs"][0]["ratios"] if width != "1"]
+    tables = [
+        [
+            f"By `{found['command']}`, CPU time of a decoding step over several tokens per row, over that of a step with one, "
+            "on one thread after prompts of 64 tokens, medians.",
+            "",
+            f"| model | rows | one token | {' | '.join(f'{width} tokens' for width in widths)} |",
+            f"|---|---|---|{'---|' * len(widths)}",
+            *(_cost_row(model, row, widths) for model, part in models.items() for row in part["costs"]),
+        ],
+        [
+            "Tokens per pass with drafts of the setting `auto`, and the share of drafted tokens that are correct, counted in "
+            "replies that were sampled before.",
+            "",
+            "| model | replies | tokens per pass | correct | … with earlier replies to the same prompt | correct |",
+            "|---|---|---|---|---|---|",
+            *(_draft_row(model, name, row) for model, part in models.items() for name, row in part["drafts"].items()),
+        ],
+        [
+            "One client: greedy replies one after the other, CPU seconds of one thread, and the time without drafts over that "
+            "with them, medians. " + ("All tokens are equal." if _all_equal(models) else "Not all tokens are equal."),
+            "",
+            "| model | prompts | reply tokens | drafted | correct | off | auto | off over auto |",
+            "|---|---|---|---|---|---|---|---|",
+            *(_client_row(model, name, row) for model, part in models.items() for name, row in part["one_client"].items()),
+        ],
+    ]
+    return "\n\n".join("\n".join(table) for table in tables) + "\n"
+
+
+def _all_equal(models: dict[str, Any]) -> bool:
+    return all(row["equal"] for part in models.values() for row in part["one_client"].values())
+
+
+def _cost_row(model: str, row: dict[str, Any], widths: list[str]) -> str:
+    ratios = " | ".join(f"{row['ratios'][width]:.2f}" for width in widths)
+    return f"| {model} | {row['rows']} | {row['ms']:.1f} ms | {ratios} |"
+
+
+def _draft_row(model: str, name: str, row: dict[str, Any]) -> str:
+    def cells(counts: dict[str, int]) -> str:
+        share = f"{100 * counts['correct'] / counts['drafted']:.0f}%" if counts["drafted"] else "no draft"
+        return f"{counts['tokens'] / counts['passes']:.2f} | {share}"
+
+    return f"| {model} | {name} ({row['own']['replies']}) | {cells(row['own'])} | {cells(row['together'])} |"
+
+
+def _client_row(model: str, name: str, row: dict[str, Any]) -> str:
+    drafts, seconds = row["drafts"], " | ".join(f"{row['seconds'][setting]:.2f}" for setting in ("off", "auto"))
+    cells = (model, name, f"{row['tokens']:,}", f"{drafts['read']:,}", f"{drafts['accepted']:,}", seconds)
+    return f"| {' | '.join(cells)} | {row['off_over_auto']:.2f} |"
+
+
 def growth_table() -> str:
     """Return the table of docs/concepts/speed.md: how time grows with sizes."""
     if not _is_measured("growth"):
@@ -1191,14 +1250,19 @@ def over_plot() -> str:
     return _side_by_side(panels)
 
 
-def _refresh(path: Path, block: str, check: bool) -> None:
-    """Put a block into a page, and the same into its translation."""
+def _refresh(path: Path, blocks: str | tuple[str, ...], check: bool) -> None:
+    """Put a block, or several in their order, into a page, and the same into its translation."""
+    blocks = (blocks,) if isinstance(blocks, str) else blocks
     for page in with_translation(path):
-        _write(page, _filled(page.read_text(encoding="utf-8"), localized(block, path, page)), check)
+        _write(page, _filled(page.read_text(encoding="utf-8"), [localized(block, path, page) for block in blocks]), check)
 
 
-def _filled(text: str, block: str) -> str:
-    return _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), text)
+def _filled(text: str, blocks: list[str]) -> str:
+    found = len(_BLOCK.findall(text))
+    if found != len(blocks):
+        sys.exit(f"a page has {found} places for figures (<!-- figures -->), and {len(blocks)} blocks to put there")
+    given = iter(blocks)
+    return _BLOCK.sub(lambda match: match.group(1) + next(given) + match.group(2), text)
 
 
 def _write(path: Path, new: str, check: bool) -> None:
@@ -1311,7 +1375,8 @@ def main() -> None:
     _refresh(_STEPS, steps_tables(), options.check)
     _refresh(_EVALUATOR, options_table() + attacks_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
-    _refresh(_SPEED, "\n".join(block for block in (step_table(), side_tables(), growth_table()) if block), options.check)
+    shared = "\n".join(block for block in (step_table(), side_tables()) if block)
+    _refresh(_SPEED, (shared, speculation_tables(), growth_table()), options.check)
     _refresh(_MEMORY, freed_memory_table(), options.check)
     _refresh_tutorial("mathematics", options.check)
     if _is_measured("overoptimisation"):

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import tiny_models
+from chi_square import chi_square_p
 from scarce import no_memory
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel, load_model
@@ -42,11 +43,6 @@ def trained(family: str, vocabulary: int = 40, **changes: Any) -> Backbone:
     backbone.roles.add("policy")
     tiny_models.scramble(backbone, "policy", size=0.1)
     return backbone
-
-
-def p_value(statistic: float, freedom: int) -> float:
-    """Return the upper tail probability of the chi-square distribution."""
-    return float(torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2).double()))
 
 
 # -- limits -------------------------------------------------------------------------------------------------------------
@@ -214,15 +210,6 @@ def exact(backbone: Backbone, prompt: tuple[int, ...], temperature: float) -> to
         first = tiny_models.full_logprobs(backbone.model, prompt, temperature)[-1]
         second = torch.stack([tiny_models.full_logprobs(backbone.model, (*prompt, t), temperature)[-1] for t in range(size)])
     return (first[:, None] + second).exp().double()
-
-
-def chi_square_p(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """Run Pearson's test; cells with an expected count below 5 are merged."""
-    expected = probabilities * counts.sum() / probabilities.sum()
-    big = expected >= 5
-    observed = torch.cat([counts[big], counts[~big].sum()[None]])
-    wanted = torch.cat([expected[big], expected[~big].sum()[None]]).clamp_min(1e-9)
-    return p_value(float(((observed - wanted) ** 2 / wanted).sum()), len(wanted) - 1)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])

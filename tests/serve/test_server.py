@@ -379,7 +379,12 @@ def test_metrics_count_requests_and_tokens(served: Served) -> None:
     usage = served.post("/v1/chat/completions", chat()).json()["usage"]
     assert [value(name) for name in names] == [before[0] + usage["completion_tokens"], before[1] + 1]
     assert value("selfeval_cache_bytes") > 0
-    assert value('selfeval_request_seconds_count{path="/v1/chat/completions"}') == before[1] + 1 + value(
+    # The same reply again is drafted from the first one.
+    accepted = value('selfeval_drafted_tokens_total{result="accepted"}')
+    served.post("/v1/chat/completions", chat(temperature=0))
+    served.post("/v1/chat/completions", chat(temperature=0))
+    assert value('selfeval_drafted_tokens_total{result="accepted"}') > accepted
+    assert value('selfeval_request_seconds_count{path="/v1/chat/completions"}') == before[1] + 3 + value(
         'selfeval_requests_total{path="/v1/chat/completions",status="400"}'
     ) + value('selfeval_requests_total{path="/v1/chat/completions",status="404"}')
 

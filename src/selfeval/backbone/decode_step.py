@@ -1,4 +1,4 @@
-"""A forward pass over one new token per row, without the overhead of modules.
+"""A forward pass over a few new tokens per row, without the overhead of modules.
 
 In a small batch most of the time of such a pass is Python: module calls, hooks, keyword arguments in every layer. `DecodeStep`
 computes the same operations on the same weights, in fewer calls: queries and keys are rotated together, grouped queries read
@@ -6,7 +6,7 @@ their keys without a copy per query head, and the mask is converted once per tok
 logits are those of the model's own pass up to the order of sums in attention and norms. It knows the layer of
 Llama and of families that share it; other models keep their own pass.
 
-Shapes: B rows, T tokens so far, H query heads, K key heads, D hidden, V vocabulary.
+Shapes: B rows, T tokens so far, N new tokens, H query heads, K key heads, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Linear = Callable[[Tensor], Tensor]
 
 
 class DecodeStep:
-    """The pass over one new token per row of a Llama-like model.
+    """The pass over one new token per row of a Llama-like model, or over a few.
 
     Args:
         loaded: a model that `fits`.
@@ -94,56 +94,63 @@ class DecodeStep:
             expected = model(last, position_ids=positions[:, 3:], use_cache=True, **arguments).logits[:, -1]
             for layer in cache.layers:
                 layer.length -= 1
-            found = self.logits(last, attention, cache)
+            found = self.logits(last, attention, cache)[:, -1]
         # Equal on a CPU. Kernels of a GPU may sum in another order, which moves the last bits.
         tolerance = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
         return torch.allclose(found, expected, rtol=0, atol=tolerance)
 
-    def logits(self, ids_B1: Tensor, attention_BT: Tensor, cache: Any) -> Tensor:
-        """Compute next-token logits `[B, V]`, and add keys and values to the cache.
+    def logits(self, ids_BN: Tensor, attention_BT: Tensor, cache: Any) -> Tensor:
+        """Compute the logits after each new token, `[B, N, V]`, and add keys and values to the cache.
 
         Args:
-            ids_B1: the new token of each row.
-            attention_BT: 1 at real tokens, for those in the cache and the new one; padding is on the left.
+            ids_BN: the new tokens of each row, none of them padding.
+            attention_BT: 1 at real tokens, for those in the cache and the new ones; padding is on the left.
             cache: of the tokens so far.
         """
-        states = self._embed(ids_B1)
-        positions = attention_BT.sum(-1, keepdim=True) - 1
+        new = ids_BN.shape[1]
+        states = self._embed(ids_BN)
+        positions = attention_BT.sum(-1, keepdim=True) - new
+        if new > 1:
+            positions = positions + torch.arange(new, device=positions.device)
         rotation = _Rotation.of(*self._rotary(states, positions))
-        mask = _mask(attention_BT, states.dtype)
+        mask = _mask(attention_BT, new, states.dtype)
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             states = layer(states, rotation, mask, layer_cache)
         logits: Tensor = self._head(self._norm(states))
-        return logits[:, -1]
+        return logits
 
 
-def _mask(attention_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Return what attention adds to its scores `[B, 1, 1, T]`: minus infinity at padding.
+def _mask(attention_BT: Tensor, new: int, dtype: torch.dtype) -> Tensor | None:
+    """Return what attention adds to its scores `[B, 1, N, T]`: minus infinity at padding and at later tokens.
 
-    Without padding there is nothing to mask, and attention takes a faster kernel.
+    A single token without padding has nothing to mask, and attention takes a faster kernel.
     """
-    if bool(attention_BT.all()):
+    if new == 1 and bool(attention_BT.all()):
         return None
-    zeros = torch.zeros(attention_BT.shape, dtype=dtype, device=attention_BT.device)
-    return zeros.masked_fill_(attention_BT == 0, float("-inf"))[:, None, None]
+    hidden_BNT = (attention_BT == 0)[:, None]
+    if new > 1:
+        later_NT = torch.ones(new, attention_BT.shape[1], dtype=torch.bool, device=attention_BT.device)
+        hidden_BNT = hidden_BNT | later_NT.triu(attention_BT.shape[1] - new + 1)
+    zeros = torch.zeros(hidden_BNT.shape, dtype=dtype, device=attention_BT.device)
+    return zeros.masked_fill_(hidden_BNT, float("-inf"))[:, None]
 
 
 @dataclass(frozen=True)
 class _Rotation:
-    """Rotary positions of one token per row: x cos + rotate_half(x) sin, the sign moved to the sine."""
+    """Rotary positions of the new tokens: x cos + rotate_half(x) sin, the sign moved to the sine."""
 
     cos: Tensor
     signed_sin: Tensor
 
     @classmethod
-    def of(cls, cos_B1D: Tensor, sin_B1D: Tensor) -> _Rotation:
-        half = sin_B1D.shape[-1] // 2
-        signed = torch.cat((-sin_B1D[..., :half], sin_B1D[..., half:]), dim=-1)
-        return cls(cos_B1D, signed)
+    def of(cls, cos_BND: Tensor, sin_BND: Tensor) -> _Rotation:
+        half = sin_BND.shape[-1] // 2
+        signed = torch.cat((-sin_BND[..., :half], sin_BND[..., half:]), dim=-1)
+        return cls(cos_BND[:, :, None], signed[:, :, None])
 
-    def __call__(self, heads_BHD: Tensor) -> Tensor:
-        first, second = heads_BHD.chunk(2, dim=-1)
-        return heads_BHD * self.cos + torch.cat((second, first), dim=-1) * self.signed_sin
+    def __call__(self, heads_BNHD: Tensor) -> Tensor:
+        first, second = heads_BNHD.chunk(2, dim=-1)
+        return heads_BNHD * self.cos + torch.cat((second, first), dim=-1) * self.signed_sin
 
 
 class _Layer:
@@ -170,34 +177,37 @@ class _Layer:
         return states + self._down(self._activation(self._gate(inputs)) * self._up(inputs))
 
     def _attended(self, inputs: Tensor, rotation: _Rotation, mask: Tensor | None, layer_cache: PreallocatedLayer) -> Tensor:
-        """Compute attention of the new token `[B, 1, H D]` over the cache, which keeps its key and value."""
-        heads = (len(inputs), -1, self._size)
-        query_BHD = self._query_norm(self._query(inputs).view(heads))
-        key_BKD = self._key_norm(self._key(inputs).view(heads))
-        value_BKD = self._value(inputs).view(heads)
-        query_BHD, key_BKD = rotation(torch.cat((query_BHD, key_BKD), dim=1)).split(
-            (query_BHD.shape[1], key_BKD.shape[1]), dim=1
+        """Compute attention of the new tokens `[B, N, H D]` over the cache, which keeps their keys and values."""
+        heads = (*inputs.shape[:2], -1, self._size)
+        query_BNHD = self._query_norm(self._query(inputs).view(heads))
+        key_BNKD = self._key_norm(self._key(inputs).view(heads))
+        value_BNKD = self._value(inputs).view(heads)
+        query_BNHD, key_BNKD = rotation(torch.cat((query_BNHD, key_BNKD), dim=2)).split(
+            (query_BNHD.shape[2], key_BNKD.shape[2]), dim=2
         )
-        keys, values = layer_cache.update(key_BKD[:, :, None], value_BKD[:, :, None])
-        return _attend(query_BHD, keys, values, mask, self._scale, packed=inputs.device.type != "cpu")[:, None]
+        keys, values = layer_cache.update(key_BNKD.transpose(1, 2), value_BNKD.transpose(1, 2))
+        return _attend(query_BNHD.transpose(1, 2), keys, values, mask, self._scale, packed=inputs.device.type != "cpu")
 
 
 def _attend(
-    query_BHD: Tensor, keys_BKTD: Tensor, values_BKTD: Tensor, mask: Tensor | None, scale: float, *, packed: bool
+    query_BHND: Tensor, keys_BKTD: Tensor, values_BKTD: Tensor, mask: Tensor | None, scale: float, *, packed: bool
 ) -> Tensor:
-    """Attention of one query per head over keys that groups of heads share, `[B, H D]`.
+    """Attention of the new queries over keys that groups of heads share, `[B, N, H D]`.
 
     Args:
         packed: the heads of a group are the queries of one head. On a GPU, a mask together with `enable_gqa` falls back to a
             kernel that copies the keys per query head; on a CPU `enable_gqa` is faster.
     """
-    batch, heads, size = query_BHD.shape
+    batch, heads, new, size = query_BHND.shape
     groups = keys_BKTD.shape[1]
-    query = query_BHD.reshape(batch, groups, heads // groups, size) if packed else query_BHD[:, :, None]
+    query = query_BHND
+    if packed:
+        query = query_BHND.reshape(batch, groups, heads // groups * new, size)
+        mask = mask.repeat(1, 1, heads // groups, 1) if mask is not None and new > 1 else mask
     output = nn.functional.scaled_dot_product_attention(
         query, keys_BKTD, values_BKTD, attn_mask=mask, scale=scale, enable_gqa=not packed and groups != heads
     )
-    return output.reshape(batch, heads * size)
+    return output.reshape(batch, heads, new, size).transpose(1, 2).reshape(batch, new, heads * size)
 
 
 def _norm(module: Any) -> _Linear:

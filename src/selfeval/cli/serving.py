@@ -10,6 +10,7 @@ import typer
 from selfeval.cli.failures import clear_errors
 from selfeval.cli.libraries import quiet_libraries
 from selfeval.cli.server_options import check_server_packages, page_link, say, server_address, server_token
+from selfeval.rollout.drafts import Speculation
 from selfeval.texts import visible
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ def serve(
     max_n: Annotated[int, typer.Option(min=1, help="Maximum n and best_of of a request.")] = 16,
     max_texts: Annotated[int, typer.Option(min=1, help="Maximum prompts, replies, documents or inputs of a request.")] = 256,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Maximum bytes of a request body.")] = 4 << 20,
+    speculation: Annotated[
+        Speculation,
+        typer.Option(
+            help="Draft the next tokens of a reply that is sampled alone from earlier text: off, on, or auto, where earlier "
+            "drafts were correct often enough. The tokens are the same."
+        ),
+    ] = Speculation.AUTO,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds that running requests have to finish after Ctrl-C or SIGTERM.")
     ] = 30.0,
@@ -97,6 +105,7 @@ def serve(
             drain_seconds=drain_seconds,
             ready=lambda: say(ready),
             pages=_pages(folder) if view else None,
+            speculation=speculation,
         )
 
 

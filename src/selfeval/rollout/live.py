@@ -7,6 +7,8 @@ The rows, their cache and their sampling are those of `generate` (`rows.py`). On
 - When memory runs out, the requests wait again, with half as many places. Their tokens are kept: a request that has begun
   joins with its prompt and its reply so far, and continues behind them.
 
+- A reply that is sampled alone is continued by drafts (`drafts.py`): one pass may then give it several tokens.
+
 Left out: growing back after memory ran out, and prompts that are split over several steps. A long prompt therefore delays one
 step of the other rows.
 """
@@ -27,6 +29,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import refuse_images
 from selfeval.errors import InputError, MemoryLimitError, NotFiniteError, is_out_of_memory
 from selfeval.rollout.batch import SLACK
+from selfeval.rollout.drafts import DraftCounts, Drafts, EarlierReplies, Speculation
 from selfeval.rollout.draws import row_draws
 from selfeval.rollout.engine import by_length, note_tokens
 from selfeval.rollout.guide import Guide
@@ -66,11 +69,13 @@ class Ticket:
     Attributes:
         rollout: the reply; None before its end, and if the request was cancelled or has failed.
         error: the error with which the request has failed, if it has.
+        drafts: drafts of the reply; None before it is sampled alone.
     """
 
     def __init__(self, row: Row, seed: int, callbacks: _Callbacks) -> None:
         self.rollout: Rollout | None = None
         self.error: Exception | None = None
+        self.drafts: Drafts | None = None
         self._open: tuple[Row, int, _Callbacks] | None = (row, seed, callbacks)
 
     @property
@@ -123,6 +128,12 @@ class LiveBatch:
             is allocated once, when the first request joins.
         guide: optional value guidance of every reply.
         thinking: optional markers of a chain of thought, and its limit; a request can do without (`add`).
+        speculation: when drafts of the next tokens are read, while a single request is running: never, always, or where
+            earlier drafts were correct often enough. The tokens are the same in every case. Default: `auto`.
+        drafts: Optional. Counts to which those of this batch are added. Default: separate ones.
+
+    Attributes:
+        drafts: number of drafted tokens, and of those that were correct.
 
     Raises:
         InputError: a size is not positive.
@@ -147,6 +158,8 @@ class LiveBatch:
         max_tokens: int,
         guide: Guide | None = None,
         thinking: ThinkingTokens | None = None,
+        speculation: Speculation = Speculation.AUTO,
+        drafts: DraftCounts | None = None,
     ) -> None:
         for name, value in (("places", places), ("max_tokens", max_tokens)):
             if value < 1:
@@ -158,6 +171,10 @@ class LiveBatch:
         self._backbone, self._role, self._guide, self._thinking = backbone, role, guide, thinking
         self._places, self._max_tokens = places, min(max_tokens, backbone.loaded.context_length or max_tokens)
         self._joins = joins_rows(backbone, guide)
+        # A guide has further rows, and other caches cannot drop the tokens of a wrong draft.
+        self._speculation = speculation if self._joins else Speculation.OFF
+        self._earlier, self.drafts = EarlierReplies(), drafts or DraftCounts()
+        self._is_drafting = False
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Row, Ticket] = {}
         self._names = backbone.roles.names
@@ -276,6 +293,10 @@ class LiveBatch:
         joining = self._take(len(keep))
         if not keep and not joining:
             return []
+        draft = [] if joining else self._draft(keep)
+        self._is_drafting = bool(draft)
+        if draft:
+            return self._decode_draft(draft)
         logits_NBV = self._forward(keep, [ticket.begin() for ticket in joining])
         rows = self._rows
         assert rows is not None
@@ -288,6 +309,48 @@ class LiveBatch:
             (ticket, broken.get(place) or NewToken(row.ids[-1], row.logprobs[-1], row.tops))
             for place, (ticket, row) in enumerate(zip(tickets, rows.rows, strict=True))
         ]
+
+    def _draft(self, keep: list[int]) -> list[int]:
+        """Return a draft of the next tokens if a single reply is being sampled, and was so in the last step."""
+        if self._speculation is Speculation.OFF or len(keep) != 1 or len(self._tokens_B) != 1 or self._rows is None:
+            return []
+        row = self._rows.rows[0]
+        ticket, prompt = self._running[row], row.request.prompt.ids
+        if ticket.drafts is None:
+            always = self._speculation is Speculation.ON
+            ticket.drafts = Drafts(prompt, self._earlier.to(prompt), always=always)
+        # Not beyond its last token but one, so that the reply needs no more columns than without drafts.
+        return ticket.drafts.next(row.ids, row.progress.limit - row.progress.length - 1)
+
+    def _decode_draft(self, draft: list[int]) -> list[tuple[Ticket, NewToken | NotFiniteError]]:
+        """Sample the tokens of a single reply until one differs from the draft, each with its own random number."""
+        rows = self._rows
+        assert rows is not None
+        self._refresh(rows)
+        row = rows.rows[0]
+        ticket, before = self._running[row], row.progress.length
+        logits_NBTV = rows.read_draft(self._tokens_B, draft, self._attention_BT)
+        sampled: list[tuple[Ticket, NewToken | NotFiniteError]] = []
+        for place, drafted in enumerate([*draft, None]):
+            try:
+                broken, self._tokens_B = _drawn(rows, logits_NBTV[:, :, place])
+            except Exception:
+                if not sampled:
+                    raise
+                break  # the tokens so far are reported first; the next step computes this one again
+            self._keep = rows.record(self._tokens_B)
+            sampled.append((ticket, broken.get(0) or NewToken(row.ids[-1], row.logprobs[-1], row.tops)))
+            if broken or row.ids[-1] != drafted:
+                break
+            self.drafts.accepted += 1
+            if not self._keep:
+                break
+        self.drafts.read += len(draft)
+        new = row.progress.length - before
+        rows.take_back(len(draft) + 1 - new)
+        self._attention_BT = torch.cat([self._attention_BT, self._attention_BT.new_ones(1, new)], dim=1)
+        note_tokens(0, sum(isinstance(item, NewToken) for _, item in sampled))
+        return sampled
 
     def _take(self, running: int) -> list[Ticket]:
         """Take the waiting requests that join now."""
@@ -305,10 +368,7 @@ class LiveBatch:
         if rows is None or (not keep and (not self._joins or self._capacity != self.places)):
             self._rows = None  # before the next one is allocated
             self._rows = rows = self._new_rows(joining)
-        if not keep or self._backbone.roles.names != self._names:
-            self._names = self._backbone.roles.names
-            for part in rows.passes:
-                part.refresh()
+        self._refresh(rows, always=not keep)
         before, dropped = rows.tokens_read, len(keep) < len(self._tokens_B)
         if self._joins or keep:
             logits, self._attention_BT = rows.advance(keep, self._tokens_B, self._attention_BT, joining)
@@ -318,6 +378,13 @@ class LiveBatch:
             self._attention_BT = rows.trimmed(self._attention_BT)
         note_tokens(rows.tokens_read - before, 0)
         return logits
+
+    def _refresh(self, rows: Rows, *, always: bool = False) -> None:
+        """Let the passes follow a change of the model's roles."""
+        if always or self._backbone.roles.names != self._names:
+            self._names = self._backbone.roles.names
+            for part in rows.passes:
+                part.refresh()
 
     def _new_rows(self, joining: list[Row]) -> Rows:
         self._clear()
@@ -343,6 +410,8 @@ class LiveBatch:
         for ticket, error in failed.items():
             ticket.close(error=error)
         for ticket, rollout in ended:
+            if self._speculation is not Speculation.OFF and (row := ticket.row):
+                self._earlier.add(row.request.prompt.ids, rollout.ids)
             ticket.close(rollout)
 
     def _clear(self) -> None:
@@ -369,6 +438,9 @@ class LiveBatch:
     def _halve(self) -> None:
         """Continue with half the places; a request that does not fit alone fails."""
         self._wait_again()
+        if self._is_drafting:  # a single token takes less memory
+            self._speculation = Speculation.OFF
+            return
         places = self.places
         try:
             self._backbone.budget.note_failure(Phase.ROLLOUT, places * self._rows_per_request, alone=places == 1)

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfeval.backbone.families.cache import append_rows, preallocated_cache, resize_columns, select_rows, state_arguments
+from selfeval.backbone.families.cache import (
+    append_rows,
+    drop_last,
+    preallocated_cache,
+    resize_columns,
+    select_rows,
+    state_arguments,
+)
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import RoleError
 from selfeval.prompt import Prompt
@@ -45,16 +52,24 @@ class Pass:
         """Follow a change of the model's roles, which may have replaced modules."""
         self.step = self.backbone.decode_step()
 
-    def logits(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Compute next-token logits `[roles, B, V]` after these tokens."""
+    def logits(self, ids_BT: Tensor, attention_BT: Tensor, last: int = 1) -> Tensor:
+        """Compute logits `[roles, B, last, V]` after each of the last ones of these tokens.
+
+        Args:
+            ids_BT: the new tokens.
+            attention_BT: 1 at real tokens, for those in the cache and the new ones.
+            last: number of tokens whose logits are returned. Default: 1.
+        """
         count = len(self.roles)
         ids, attention = ids_BT.repeat(count, 1), attention_BT.repeat(count, 1)
         with self._acting(len(ids_BT)):
-            if self.step is not None and ids.shape[1] == 1:
+            # The model's own pass reads whole prompts, with their padding, and drafts on a GPU, where the step was not tested
+            # on several tokens.
+            if self.step is not None and ids.shape[1] == last and (last == 1 or ids.device.type == "cpu"):
                 logits = self.step.logits(ids, attention, self.cache)
             else:
-                logits = self._model_logits(ids, attention, self.cache)
-        return logits.float().view(count, len(ids_BT), -1)
+                logits = self._model_logits(ids, attention, self.cache, last)
+        return logits.float().view(count, len(ids_BT), last, -1)
 
     def join(self, prompts: Sequence[Prompt], owners: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
         """Add a row for each owner to the cache; return next-token logits `[1, rows, V]` and attention mask `[rows, width]`.
@@ -68,7 +83,7 @@ class Pass:
         ids, attention = left_padded(prompts, self.backbone.loaded.pad_id, device)
         own = preallocated_cache(self.backbone.model.config, 0)
         with self._acting(len(ids)):
-            logits = self._model_logits(ids, attention, own).float()
+            logits = self._model_logits(ids, attention, own)[:, -1].float()
         append_rows(self.cache, own, owners, device)
         rows = torch.tensor(owners, device=device)
         attention = nn.functional.pad(attention, (width - ids.shape[1], 0))
@@ -78,8 +93,12 @@ class Pass:
         """Drop columns at the front of the cache that are padding in every row, or add such columns."""
         resize_columns(self.cache, columns)
 
-    def _model_logits(self, ids: Tensor, attention: Tensor, cache: Any) -> Tensor:
-        """Compute them in the model's own pass, which adds its keys and values to a cache."""
+    def take_back(self, columns: int) -> None:
+        """Drop the last columns of the cache, of tokens that are no part of the reply."""
+        drop_last(self.cache, columns)
+
+    def _model_logits(self, ids: Tensor, attention: Tensor, cache: Any, last: int = 1) -> Tensor:
+        """Compute them in the model's own pass, which adds its keys and values to a cache, `[rows, last, V]`."""
         loaded = self.backbone.loaded
         arguments: dict[str, Any] = {"input_ids": ids, **state_arguments(loaded, cache, attention, ids.shape[1])}
         if loaded.forward_accepts("position_ids"):
@@ -89,9 +108,9 @@ class Pass:
         if loaded.forward_accepts("logits_to_keep"):
             # An index instead of a count: a view of the last position is not contiguous, and a bf16 matmul on a CPU would then
             # copy the output layer once per row.
-            arguments["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
+            arguments["logits_to_keep"] = torch.arange(ids.shape[1] - last, ids.shape[1], device=ids.device)
         logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
-        return logits[:, -1]
+        return logits[:, -last:]
 
     def _acting(self, rows: int) -> AbstractContextManager[None]:
         # The caller's block already acts for a pass of the acting role alone. Otherwise name one role per row, or a single

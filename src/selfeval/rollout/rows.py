@@ -235,6 +235,25 @@ class Rows:
             masks.append(mask)
         return _joined(logits, 1), _joined(masks, 0)
 
+    def read_draft(self, last_B: Tensor, draft: Sequence[int], attention_BT: Tensor) -> Tensor:
+        """Return logits `[1, 1, N, V]` of a single row after its last token and after each token of a draft.
+
+        The draft is in the cache then; `take_back` drops the tokens that turn out to be wrong.
+
+        Args:
+            last_B: the row's last token, which is not in the cache yet.
+            draft: tokens that may follow it.
+            attention_BT: attention mask of the tokens in the cache.
+        """
+        ids = torch.cat([last_B, last_B.new_tensor(draft)])[None]
+        more = attention_BT.new_ones(1, ids.shape[1])
+        return self.passes[0].logits(ids, torch.cat([attention_BT, more], dim=1), ids.shape[1])
+
+    def take_back(self, tokens: int) -> None:
+        """Drop the last tokens of the cache."""
+        if tokens:
+            self.passes[0].take_back(tokens)
+
     def trimmed(self, attention_BT: Tensor) -> Tensor:
         """Drop the first columns that are padding in every row."""
         used = max(row.length for row in self.rows)
@@ -244,7 +263,7 @@ class Rows:
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute next-token logits `[N, B, V]` after these tokens."""
-        return _joined([part.logits(ids_BT, attention_BT) for part in self.passes], 0)
+        return _joined([part.logits(ids_BT, attention_BT)[:, :, -1] for part in self.passes], 0)
 
     def _select(self, rows: Sequence[int], of: int) -> None:
         for part in self.passes:

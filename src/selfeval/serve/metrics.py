@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from selfeval.serve.worker import Worker
@@ -47,6 +49,7 @@ class Metrics:
         self._gauge("selfeval_running_rows", "Replies that are being sampled.", lambda: worker.running)
         self._gauge("selfeval_waiting_rows", "Replies that wait for a place.", lambda: worker.waiting)
         self._gauge("selfeval_waiting_scorings", "Scoring requests that wait.", lambda: worker.scoring)
+        self._registry.register(_Drafts(worker))
         self._gauge("selfeval_cache_bytes", "Bytes of the KV caches.", lambda: worker.cache_bytes)
 
     def _gauge(self, name: str, text: str, value: Callable[[], int]) -> None:
@@ -55,3 +58,19 @@ class Metrics:
     def text(self) -> bytes:
         """Return all figures."""
         return generate_latest(self._registry)
+
+
+class _Drafts(Collector):
+    """Count drafted tokens; the worker counts them, and they are read when the figures are."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        found = CounterMetricFamily(
+            "selfeval_drafted_tokens", "Tokens that were drafted for replies sampled alone, by result.", labels=("result",)
+        )
+        counts = self._worker.drafts
+        found.add_metric(["accepted"], counts.accepted)
+        found.add_metric(["rejected"], counts.read - counts.accepted)
+        yield found

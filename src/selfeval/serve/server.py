@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
+from selfeval.rollout.drafts import Speculation
 from selfeval.serve.app import make_app
 from selfeval.serve.gate import Access
 from selfeval.serve.limits import Limits
@@ -28,6 +29,7 @@ def serve(
     drain_seconds: float,
     ready: Callable[[], None],
     pages: APIRouter | None = None,
+    speculation: Speculation = Speculation.AUTO,
 ) -> None:
     """Serve a run until SIGINT or SIGTERM.
 
@@ -39,8 +41,9 @@ def serve(
         drain_seconds: seconds that running requests have to finish after the first signal.
         ready: is called when requests are accepted.
         pages: Optional. The pages of `selfeval view`, which the same process serves. Default: none.
+        speculation: when drafts of the next tokens are read, as in `LiveBatch`. Default: `auto`.
     """
-    worker = Worker(run, limits)
+    worker = Worker(run, limits, speculation)
     application = make_app(Service(run, worker, limits, Metrics(worker)), access, pages)
     worker.start()
     try:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from selfeval.errors import SelfEvalError
+from selfeval.rollout.drafts import DraftCounts, Speculation
 from selfeval.rollout.live import LiveBatch
 from selfeval.rollout.requests import Rollout
 from selfeval.runs.conversations import AnyQuestion
@@ -79,10 +80,15 @@ class Worker:
     Args:
         run: the models.
         limits: places of a batch, and tokens of a prompt with its reply.
+        speculation: when drafts of the next tokens are read, as in `LiveBatch`. Default: `auto`.
+
+    Attributes:
+        drafts: number of drafted tokens since the start, and of those that were correct.
     """
 
-    def __init__(self, run: ServedRun, limits: Limits) -> None:
-        self._run, self._limits = run, limits
+    def __init__(self, run: ServedRun, limits: Limits, speculation: Speculation = Speculation.AUTO) -> None:
+        self._run, self._limits, self._speculation = run, limits, speculation
+        self.drafts = DraftCounts()
         self._batches: dict[str, LiveBatch] = {}
         self._live: dict[str, set[Sampling]] = {role: set() for role in run.guides}
         self._changed = threading.Condition()
@@ -216,6 +222,8 @@ class Worker:
                 guide=self._run.guides[role],
                 # Thinking has no separate limit: `max_tokens` bounds all tokens, as in OpenAI's API.
                 thinking=self._run.model.templates.thinking(),
+                speculation=self._speculation,
+                drafts=self.drafts,
             )
         return self._batches[role]
 

@@ -32,6 +32,7 @@ __all__ = [
     "cache_bytes",
     "cache_of",
     "check_state",
+    "drop_last",
     "empty_cache",
     "has_running_state",
     "is_cache",
@@ -338,6 +339,18 @@ def resize_columns(cache: DynamicCache, columns: int) -> None:
     """
     for layer in _preallocated(cache):
         layer.resize(columns)
+
+
+def drop_last(cache: DynamicCache, columns: int) -> None:
+    """Drop the last columns; later tokens are written over them.
+
+    Args:
+        cache: a cache with `rows`.
+        columns: number of columns, fewer than there are.
+    """
+    for layer in _preallocated(cache):
+        # A layer that is never written to has none.
+        layer.length -= columns if layer.is_initialized else 0
 
 
 def cache_bytes(cache: Any) -> int:
