@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import uvicorn
+from test_browser import axe_core
 
 from selfeval.serve.gate import Access
 from selfeval.view.app import make_view
 from selfeval.view.opened import OpenedRuns
-from test_browser import axe_core
 from view_runs import make_view_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page is opened in a browser")
