@@ -138,9 +138,8 @@ def verdict(n: int) -> Verdict:
     draw = random.Random(n)
     q, probability = n // 2, round(draw.random(), 6)
     state = VerdictState.KEPT if abs(probability - 0.5) > 0.2 else VerdictState.TIE
-    evidence = PairwiseEvidence(
-        probability, probability, (0.1, 0.1), (text(n + 1, 18), text(n + 2, 18)), (None, None), (0.9, 0.9)
-    )
+    outputs = text(n + 1, 18), text(n + 2, 18)
+    evidence = PairwiseEvidence(probability, probability, (0.1, 0.1), outputs, (None, None), (0.9, 0.9))
     split = Split.TEST if q % 5 == 0 else Split.TRAIN
     return Verdict(f"q{q}", split, f"q{q}-r0", f"q{q}-r1", state, probability, 0.1, evidence)
 

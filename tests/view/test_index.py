@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,17 @@ from view_runs import ViewRun, make_view_run
 LONG = 60.0
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ViewRun]:
+    """A run, written once: every file is synchronised with the disk."""
+    folder = tmp_path_factory.mktemp("view") / "run"
+    return folder, make_view_run(folder)
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> ViewRun:
-    return make_view_run(tmp_path / "run")
+def run(tmp_path: Path, made: tuple[Path, ViewRun]) -> ViewRun:
+    shutil.copytree(made[0], tmp_path / "run")
+    return made[1]
 
 
 @pytest.fixture
@@ -122,17 +131,17 @@ def test_counts_of_a_choice_are_under_the_other_filters(index: RunIndex, run: Vi
 
 
 @pytest.fixture(params=[True, False], ids=["fts5", "like"])
-def texts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunIndex:
+def texts(request: pytest.FixtureRequest, tmp_path: Path, run: ViewRun, monkeypatch: pytest.MonkeyPatch) -> RunIndex:
     """Questions in several languages, searched with and without FTS5."""
     if not request.param:
         monkeypatch.setattr(indexing, "has_full_text", lambda: False)
         monkeypatch.setattr(querying, "has_full_text", lambda: False)
-    folder = tmp_path / "texts"
-    make_view_run(folder, questions=1)
+    folder = tmp_path / "run"
     words = ["苹果有多少个？", "100% of AND (x OR y)", 'She said "no way"', "a_b c", "plain NEAR(text)", "semi; DROP TABLE x--"]
     rows = [{"id": f"t{n}", "text": text, "split": "train", "source": "file", "messages": []} for n, text in enumerate(words)]
-    (folder / "questions" / "manifest.json").unlink()
-    (folder / "questions" / "shard-00001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(folder / "questions")
+    (folder / "questions").mkdir()
+    (folder / "questions" / "shard-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = RunIndex(folder, tmp_path / "texts.sqlite")
     refreshed(found, folder, "questions")
     return found
@@ -156,7 +165,7 @@ def texts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         ("text plain", ["t4"]),
         ("DROP TABLE x--", ["t5"]),
         ("*", []),
-        ('"', ["q0", "t0", "t1", "t2", "t3", "t4", "t5"]),
+        ('"', ["t0", "t1", "t2", "t3", "t4", "t5"]),
         ("' OR 1=1", []),
         ("col:text", []),
     ],

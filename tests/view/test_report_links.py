@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ViewRun]:
 
 
 def number_fields(model: type[BaseModel], path: str = "") -> Iterator[str]:
-    """Yield the path of each field of the schema that holds a figure, a comparison or a number, with `*` for a place in a list."""
+    """Yield the path of each field of the schema with a figure, a comparison or a number; `*` is a place in a list."""
     for name, field in model.model_fields.items():
         hidden = any(isinstance(note, Hidden) for note in field.metadata)
         if not hidden:

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from selfeval.errors import InputError, RunFolderError
 from selfeval.runs.reader import KINDS as FILES
@@ -141,7 +141,8 @@ class RunIndex:
     def lines(self, located: Sequence[Located]) -> Iterator[bytes]:
         """Read the lines of records, as they are in their files; see `load`."""
         paths = {number: path for path, number in list(self._numbers.items())}
-        number, file = -1, None
+        number = -1
+        file: BinaryIO | None = None
         try:
             for place in located:
                 if place.id >> LINES != number or file is None:
@@ -155,18 +156,17 @@ class RunIndex:
             if file is not None:
                 file.close()
 
-    def _open(self, path: Path) -> Any:
-        known = self._files.get(path)
+    def _open(self, path: Path) -> BinaryIO:
+        """Open a file that is the one in the index."""
+        replaced = RunFolderError(f"{path} was just replaced by the run; reload the page")
         try:
             file = open_file(path)
         except FileNotFoundError:
-            file, facts = None, None
-        else:
-            facts = _facts(os.fstat(file.fileno()))
-        if file is None or known is None or facts != known.facts:
-            if file is not None:
-                file.close()
-            raise RunFolderError(f"{path} was just replaced by the run; reload the page")
+            raise replaced from None
+        known = self._files.get(path)
+        if known is None or _facts(os.fstat(file.fileno())) != known.facts:
+            file.close()
+            raise replaced
         return file
 
     # -- refreshing -----------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def _outputs(row: Row) -> str:
     return "\n".join(text for member in _members(row) for text in member.get("raw_output") or ())
 
 
-_CAUSES = {
+_CAUSES: dict[str, str] = {
     Unreadable.CUT: "cut off before a verdict",
     Unreadable.LOOP: "cut off in a loop",
     Unreadable.LABEL_MASS: "improbable labels",
