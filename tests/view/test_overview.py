@@ -125,8 +125,8 @@ def test_rounds_link_to_each_other(tmp_path: Path) -> None:
         assert "round 2, replies" in html
     assert "running" not in _row(first, "replies")
     assert "running" in _row(second, "replies")
-    assert "3 steps so far" in second
-    assert "steps so far" not in first
+    assert "3 steps logged" in second
+    assert "steps logged" not in first
     assert asked.get("/view/run/live@3").status_code == 404
 
 
@@ -188,11 +188,11 @@ def test_a_hundred_thousand_steps_do_not_block_the_page(tmp_path: Path) -> None:
     line = '{{"step": {0}, "reward": 0.{0}, "score": 0.5, "kl": 1.5, "length": 18.{0}}}\n'
     path.write_text("".join(line.format(n) for n in range(100_000)))
     asked = client(tmp_path)
-    assert "100,000 steps so far" in asked.get("/view/run/long").text
+    assert "100,000 steps logged" in asked.get("/view/run/long").text
     store.add_metrics("policy", {"step": 100_000, "reward": 1.0})
     begun = time.process_time()
     html = asked.get("/view/run/long").text
     store.close()
     assert time.process_time() - begun < 1.0, "the charts that were just drawn are shown"
-    assert "100,000 steps so far" in html
+    assert "100,000 steps logged" in html
     assert len(html) < 2_000_000
