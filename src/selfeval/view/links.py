@@ -120,7 +120,6 @@ _TESTS = "results of unit tests are not kept by reply"
 NOT_LINKED: Mapping[str, str] = {
     "seed": "a setting",
     "model.parameters": "a property of the model",
-    "evaluator.first_pairs.": "not shown; the section of the rounds has it",
     "evaluator.pairs_trained": "the pairs held out from training are not marked in the records",
     "evaluator.temperature": "fitted on held-out training pairs, which the records do not mark",
     "evaluator.temperature_pairs": "held-out training pairs are not marked in the records",
@@ -141,7 +140,6 @@ NOT_LINKED: Mapping[str, str] = {
     "rounds.*.round": "the number of the round",
     "rounds.*.evaluator.accuracy_gold_first_pairs": _ROUND_1,
     "rounds.*.evaluator.accuracy_judge_first_pairs": _ROUND_1,
-    "rounds.*.evaluator.gain": _ROUND_1,
     "rounds.*.evaluator.comparison": _ROUND_1,
     "rounds.*.evaluator.pairs_trained": "the pairs held out from training are not marked in the records",
     "dropped.": "linked by stage and reason",
@@ -150,7 +148,6 @@ NOT_LINKED: Mapping[str, str] = {
     "time.": _MACHINE,
     "memory.": _MACHINE,
     "servers.": "answers of a server are not records of the run",
-    "config": "settings",
 }
 """Why other numbers of the report have no link; a name that ends with a dot stands for all fields below it."""
 
