@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import tiny_models
+from selfeval.backbone import decode_step
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.decode_step import DecodeStep
 from selfeval.backbone.families.cache import preallocated_cache, state_arguments
@@ -124,6 +125,24 @@ def test_a_model_that_computes_something_else_keeps_its_own_pass(
 
     monkeypatch.setattr(DecodeStep, "logits", changed)
     assert with_roles("llama", dtype=dtype).decode_step() is None
+
+
+DEEP = {"num_hidden_layers": 60, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_a_deep_model_has_the_step_although_rounding_adds_up() -> None:
+    """The pass with padding differs by 1e-5 from the model's own, which is more than a few units in the last place."""
+    assert tiny_models.backbone("llama", **DEEP).decode_step() is not None
+
+
+def test_a_small_fault_in_a_deep_model_is_more_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = decode_step._attend
+
+    def changed(*arguments: Any, **options: Any) -> Tensor:
+        return own(*arguments, **options) * 1.001
+
+    monkeypatch.setattr(decode_step, "_attend", changed)
+    assert tiny_models.backbone("llama", **DEEP).decode_step() is None
 
 
 def test_a_model_with_other_names_keeps_its_own_pass() -> None:
