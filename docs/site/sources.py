@@ -49,6 +49,7 @@ _TOKENS = re.compile(
 )
 # The READMEs link to each other; the site has a menu of languages.
 _OTHER_LANGUAGE = re.compile(r"^\[[^\]]+\]\(README(?:\.zh)?\.md\)\n\n", re.MULTILINE)
+_PICTURES = (".svg", ".png")
 _LANGUAGES = {".toml": "toml", ".py": "python", ".jinja": "jinja", ".json": "json", ".jsonl": "json"}
 
 
@@ -118,7 +119,7 @@ class Tree:
         for original, page in pages.items():
             self._put(page, self._text(ROOT / original, page))
         for path in sorted(self._files):
-            if path.suffix == ".svg":
+            if path.suffix in _PICTURES:
                 self._copy(path)
             else:
                 self._put(self._page_of(path), _shown(path))
@@ -181,7 +182,7 @@ class Tree:
         name = path.relative_to(ROOT).as_posix()
         if path.suffix == ".md":
             return _pages()[name]
-        return name.removeprefix("docs/") if path.suffix == ".svg" else f"repository/{name}.md"
+        return name.removeprefix("docs/") if path.suffix in _PICTURES else f"repository/{name}.md"
 
     def _write_api(self) -> list[object]:
         """Write one page for each public name, and one for all errors."""

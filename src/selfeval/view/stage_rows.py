@@ -139,6 +139,8 @@ def _row(reader: RunReader, name: str, row: Mapping[str, Any], found: Activity, 
 
 
 def _amount(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     known = finite(value)
     if known is None:
         return str(value)
