@@ -95,7 +95,12 @@ def _words(line: str) -> list[str]:
 
 
 def _options(command: Any) -> dict[str, Any]:
-    return {name: parameter for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    return {
+        name: parameter
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("-")
+    }
 
 
 def _keys(allowed: Any, key: str) -> list[str]:
