@@ -78,3 +78,17 @@ def test_an_answer_without_room_in_the_batch_is_left_to_the_evaluator(served: Se
     expected = Evaluator.load(toy_run.folder).score(question, ["7 - 3 = 4. The answer is 4."])
     assert found.result(120) == pytest.approx(expected, abs=1e-5)
     worker.stop(10)
+
+
+def test_answers_of_a_client_that_left_are_not_sampled(served: ServedRun) -> None:
+    """The answers for which another request waits are."""
+    assert served.evaluator is not None
+    questions = [f"Ned has {n} cups. He buys {n} more. How many cups does Ned have now?" for n in (2, 3, 4)]
+    worker = Worker(served, Limits())
+    left, stays = worker.score(questions, ["4"] * 3), worker.score(questions[2:], ["8"])
+    left.cancel()
+    worker.start()
+    assert len(stays.result(120)) == 1
+    worker.stop(10)
+    assert [one.text for one in served.evaluator.unanswered(questions)] == questions[:2]
+    assert worker.scoring == 0

@@ -27,10 +27,20 @@ def test_the_link_sets_a_cookie_and_the_token_leaves_the_address(tmp_path: Path)
     assert first.status_code == 303
     assert first.headers["location"] == "/view/?q=a+b&sort=name"
     cookie = first.headers["set-cookie"]
-    assert cookie.startswith(f"selfeval-token-8000={TOKEN};")
+    assert cookie.startswith("selfeval-pages-8000=")
+    assert TOKEN not in cookie, "browsers send it to other servers of this machine"
     assert {"HttpOnly", "Path=/view", "SameSite=lax"} <= {part.strip() for part in cookie.split(";")}
     assert asked.get("/view/").status_code == 200, "the cookie is enough"
     assert TOKEN not in asked.get("/view/").text
+
+
+def test_the_link_leads_to_a_run_with_any_name(tmp_path: Path) -> None:
+    first = client(tmp_path, TOKEN).get(f"/view/run/a%231%25?token={TOKEN}", follow_redirects=False)
+    assert first.headers["location"] == "/view/run/a%231%25"
+
+
+def test_the_root_leads_to_the_pages(tmp_path: Path) -> None:
+    assert client(tmp_path, TOKEN).get("/", follow_redirects=False).headers["location"] == "/view/"
 
 
 @pytest.mark.parametrize("query", ["", "?token=", "?token=a-token-for-test", f"?token={TOKEN}x", f"?Token={TOKEN}"])
@@ -42,8 +52,10 @@ def test_without_the_whole_token_nothing_is_shown(query: str, tmp_path: Path) ->
     assert "secret-run" not in answer.text
     assert "set-cookie" not in answer.headers
     assert asked.get(f"/view/run/secret-run{query}", headers={"X-Fragment": "1"}).status_code == 401
-    assert asked.get("/view/", headers={"Cookie": "selfeval-token-8000=wrong"}).status_code == 401
-    assert asked.get("/view/", headers={"Cookie": f"selfeval-token-8001={TOKEN}"}).status_code == 401, "of another server"
+    assert asked.get("/view/", headers={"Cookie": "selfeval-pages-8000=wrong"}).status_code == 401
+    assert asked.get("/view/", headers={"Cookie": f"selfeval-pages-8000={TOKEN}"}).status_code == 401, (
+        "the token itself is no cookie"
+    )
 
 
 def test_the_style_of_a_refusal_needs_no_token_and_no_other_file_is_served(tmp_path: Path) -> None:
@@ -68,7 +80,7 @@ def test_two_servers_on_two_ports_keep_their_cookies(tmp_path: Path) -> None:
         answer = PageAccess(token).respond(scope, Headers({"host": f"127.0.0.1:{port}"}))
         assert answer is not None
         found.append(answer.headers["set-cookie"].partition(";")[0])
-    assert found == ["selfeval-token-8000=one", "selfeval-token-8001=two"]
+    assert [cookie.partition("=")[0] for cookie in found] == ["selfeval-pages-8000", "selfeval-pages-8001"]
     both = Headers({"host": "127.0.0.1:8001", "cookie": "; ".join(found)})
     scope = {"type": "http", "method": "GET", "path": "/view/", "query_string": b""}
     assert PageAccess("two").respond(scope, both) is None

@@ -93,7 +93,7 @@ def serve(
         limits = Limits(max_body_bytes, max_prompt_tokens, max_tokens, max_n, max_texts, places, queue)
         lines = [
             f"Serving {visible(str(folder))} at {server_address(listener)}/v1 (models: {', '.join(run.names)})",
-            f"Pages: {page_link(listener, access.token)}" if view else "",
+            f"Pages: {page_link(listener, access.token if token is None else None)}" if view else "",
             f"Token: {access.token}" if access.token is not None and token is None else "",
         ]
         ready = "\n".join(filter(None, lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,12 +101,15 @@ def show_pages(
     access = Access(server_token(options.token, options.no_token, options.open_to_network, options.host, loopback), loopback)
     listener = listen(options.host, options.port)
     link = page_link(listener, access.token, page)
+    # A token that was passed is not repeated on the screen, as in `selfeval serve`.
+    shown_link = link if options.token is None else f"{page_link(listener, None, page)}?token=..."
 
     def ready() -> None:
         count = len(runs.named())
         shown = "the pairs" if page else f"{count:,} {'run' if count == 1 else 'runs'}"
-        say(f"Showing {shown} at {visible(link)} (Ctrl-C ends the server)")
+        say(f"Showing {shown} at {visible(shown_link)} (Ctrl-C ends the server)")
         if options.browser:
-            webbrowser.open(link)
+            # In a thread: a browser on the terminal returns when it is closed, and this is the thread of the server.
+            threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
 
     serve_application(make_view(runs, access, desk), listener, drain_seconds=1, ready=ready)

@@ -21,8 +21,8 @@ from selfeval.serve.page_access import PageAccess, is_page, problem_page
 
 __all__ = ["Access", "Gate", "authorized", "is_loopback"]
 
-_OPEN = "/health"
-"""Path that needs no token."""
+_OPEN = ("/", "/health")
+"""Paths that need no token: where the pages are, and whether the server accepts requests."""
 _GONE = 499
 """Status in the metrics for a client that left before the response began; nginx uses it too."""
 _STALLED_SECONDS = 30.0
@@ -87,7 +87,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         begun, status, is_stalled = time.monotonic(), _GONE, False
-        is_counted = scope["path"] != _OPEN
+        is_counted = scope["path"] not in _OPEN
 
         async def send_and_note(message: Message) -> None:
             nonlocal status, is_stalled
@@ -138,7 +138,7 @@ class Gate:
                 "the header Host does not name this machine; connect to 127.0.0.1 or localhost, or pass --host to the server",
                 "wrong_host",
             )
-        if scope["path"] == _OPEN:
+        if scope["path"] in _OPEN:
             return None
         if not scope["state"]["authorized"] and not is_page(scope["path"]):
             message = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from html import escape
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
@@ -38,7 +39,8 @@ class PageAccess:
     """Decides about requests to the pages.
 
     A browser cannot send a header when it opens a link, so the link has the token: `/view/?token=TOKEN`. The first response
-    moves it to a cookie, which scripts cannot read, and redirects to the link without it.
+    replaces it by a cookie, which scripts cannot read, and redirects to the link without it. The cookie is not the token but
+    derived from it: browsers send the cookies of this machine to its other servers too, which must not learn the token.
 
     Args:
         token: the token; None: no token is needed.
@@ -46,6 +48,7 @@ class PageAccess:
 
     def __init__(self, token: str | None) -> None:
         self._token = token
+        self._session = "" if token is None else hmac.new(token.encode(), b"selfeval view", "sha256").hexdigest()
 
     def respond(self, scope: Scope, headers: Headers) -> Response | None:
         """Return the redirect of a link with the token, or a refusal; None: the request is admitted."""
@@ -55,24 +58,25 @@ class PageAccess:
             return None
         given = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
         token = next((value for name, value in given if name == "token"), None)
-        if token is not None and _is_read(scope) and self._matches(token):
+        if token is not None and _is_read(scope) and _equal(token, self._token):
             return self._redirect(scope, headers, [(name, value) for name, value in given if name != "token"])
-        if self._matches(cookie_parser(headers.get("cookie", "")).get(_cookie(headers), "")):
+        if _equal(cookie_parser(headers.get("cookie", "")).get(_cookie(headers), ""), self._session):
             return None
         return problem_page(
             401,
             "The token is missing or wrong. Open the link that the server printed at its start; a restart prints a new one.",
         )
 
-    def _matches(self, given: str) -> bool:
-        return self._token is not None and secrets.compare_digest(given.encode(), self._token.encode())
-
     def _redirect(self, scope: Scope, headers: Headers, query: list[tuple[str, str]]) -> Response:
         # Relative to this server: a path that begins with two slashes would be another host.
-        path = "/" + scope["path"].lstrip("/") + (f"?{urlencode(query)}" if query else "")
+        path = "/" + quote(scope["path"].lstrip("/")) + (f"?{urlencode(query)}" if query else "")
         response = RedirectResponse(path, 303, SAFE_HEADERS)
-        response.set_cookie(_cookie(headers), self._token or "", path=PAGES, httponly=True, samesite="lax")
+        response.set_cookie(_cookie(headers), self._session, path=PAGES, httponly=True, samesite="lax")
         return response
+
+
+def _equal(given: str, expected: str) -> bool:
+    return secrets.compare_digest(given.encode(), expected.encode())
 
 
 def _is_read(scope: Scope) -> bool:
@@ -88,7 +92,7 @@ def _from_same_origin(scope: Scope, headers: Headers) -> bool:
 def _cookie(headers: Headers) -> str:
     """Return the name of the cookie. Cookies do not distinguish ports, so that two servers would overwrite each other's."""
     port = headers.get("host", "").rpartition(":")[2]
-    return f"selfeval-token-{port if port.isdecimal() else 'default'}"
+    return f"selfeval-pages-{port if port.isdecimal() else 'default'}"
 
 
 def problem_page(status: int, message: str) -> HTMLResponse:

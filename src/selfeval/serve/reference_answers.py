@@ -16,7 +16,19 @@ from selfeval.serve.served_run import ServedRun
 
 __all__ = ["ReferenceAnswers"]
 
-_Waiter = Callable[[Exception | None], None]
+
+class _Waiter:
+    """A scoring request and the questions whose answers it waits for."""
+
+    def __init__(self, left: set[Question], then: Callable[[Exception | None], None]) -> None:
+        self.left, self._then = left, then
+
+    def tell(self, question: Question, error: Exception | None) -> None:
+        """Take note of the end of an answer; not after an error, which ended the request."""
+        if question in self.left:
+            self.left = set() if error is not None else self.left - {question}
+            if not self.left:
+                self._then(error)
 
 
 class ReferenceAnswers:
@@ -26,34 +38,41 @@ class ReferenceAnswers:
         run: the models.
         room: tokens of a prompt with its reply in the batch; longer ones are left to the evaluator's own pass.
         sample: adds a reply to the batch of its role.
+        cancel: removes one.
     """
 
-    def __init__(self, run: ServedRun, room: int, sample: Callable[[Sampling], None]) -> None:
-        self._run, self._room, self._sample = run, room, sample
-        self._waiting: dict[Question, list[_Waiter]] = {}
+    def __init__(
+        self, run: ServedRun, room: int, sample: Callable[[Sampling], None], cancel: Callable[[Sampling], None]
+    ) -> None:
+        self._run, self._room, self._sample, self._cancel = run, room, sample, cancel
+        self._waiting: dict[Question, tuple[Sampling, list[_Waiter]]] = {}
 
-    def need(self, questions: Sequence[AnyQuestion], then: _Waiter) -> None:
+    def need(self, questions: Sequence[AnyQuestion], then: Callable[[Exception | None], None]) -> Callable[[], None]:
         """Call a function when the evaluator has all reference answers that it reads, or with the error of one of them.
+
+        Returns:
+            A function that gives up waiting, and cancels the answers for which nobody else waits.
 
         Raises:
             InputError: a conversation is malformed.
         """
-        left = set(self._missing(questions))
-        if not left:
+        missing = self._missing(questions)
+        waiter = _Waiter(set(missing), then)
+        if not missing:
             then(None)
-            return
+        for question in missing:
+            if question in waiter.left:  # not after an error
+                self._ask(question, waiter)
+        return lambda: self._leave(waiter)
 
-        def one_ended(question: Question) -> _Waiter:
-            def ended(error: Exception | None) -> None:
-                if question in left:  # not after an error, which ended the request
-                    left.clear() if error is not None else left.remove(question)
-                    if not left:
-                        then(error)
-
-            return ended
-
-        for question in tuple(left):
-            self._ask(question, one_ended(question))
+    def _leave(self, waiter: _Waiter) -> None:
+        left, waiter.left = waiter.left, set()
+        for question in left & self._waiting.keys():
+            sampling, waiters = self._waiting[question]
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiting[question]
+                self._cancel(sampling)
 
     def _missing(self, questions: Sequence[AnyQuestion]) -> list[Question]:
         evaluator = self._run.evaluator
@@ -67,10 +86,12 @@ class ReferenceAnswers:
         return len(model.reference_request(question).prompt.ids) + model.reply_limit <= self._room
 
     def _ask(self, question: Question, waiter: _Waiter) -> None:
-        is_asked = question in self._waiting
-        self._waiting.setdefault(question, []).append(waiter)
-        if not is_asked:
-            self._sample(self._sampling(question))
+        if question in self._waiting:
+            self._waiting[question][1].append(waiter)
+            return
+        sampling = self._sampling(question)
+        self._waiting[question] = sampling, [waiter]
+        self._sample(sampling)
 
     def _sampling(self, question: Question) -> Sampling:
         model, evaluator = self._run.model, self._run.evaluator
@@ -93,5 +114,6 @@ class ReferenceAnswers:
         )
 
     def _tell(self, question: Question, error: Exception | None) -> None:
-        for waiter in self._waiting.pop(question, []):
-            waiter(error)
+        _, waiters = self._waiting.pop(question)
+        for waiter in waiters:
+            waiter.tell(question, error)

@@ -96,7 +96,7 @@ class Worker:
         self._steps: deque[_Steps] = deque()
         self._scoring: deque[_Scoring] = deque()
         self._unanswered: set[_Scoring] = set()
-        self._answers = ReferenceAnswers(run, self._room, self._add)
+        self._answers = ReferenceAnswers(run, self._room, self._add, self._remove)
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="selfeval-worker", daemon=True)
 
@@ -262,10 +262,16 @@ class Worker:
 
         self._unanswered.add(scoring)
         try:
-            self._answers.need(scoring.questions, answered)
+            leave = self._answers.need(scoring.questions, answered)
+            scoring.future.add_done_callback(lambda future: self._put(lambda: self._settled(scoring, leave)))
         except Exception as error:  # a malformed question; the caller receives it
             _log(error)
             answered(error)
+
+    def _settled(self, scoring: _Scoring, leave: Callable[[], None]) -> None:
+        """Let go of the answers that a request whose client has left still waits for; harmless after its end."""
+        self._unanswered.discard(scoring)
+        leave()
 
     def _next_scoring(self) -> list[_Scoring]:
         """Take scoring requests for one pass: at least one, and more while their texts fit."""
