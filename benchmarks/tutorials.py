@@ -79,11 +79,11 @@ def main() -> None:
     command = f"python benchmarks/tutorials.py {options.name}"
     command += "" if model == EMBEDDED else f" --model {options.model}"
     command += f" --only {options.only}" if options.only else ""
-    printed = []
-    for found in follow(page, model, folder, options.only):
-        printed.append(found)
-        text = json.dumps({"model": model.name, "printed": printed}).replace(f"{folder}/", "")
-        write(f"tutorial_{options.name}", command, json.loads(text))
+    printed = list(follow(page, model, folder, options.only))
+    text = json.dumps({"model": model.name, "printed": printed}).replace(f"{folder}/", "")
+    # The page shows the results of the whole of it on the embedded model; others have other names.
+    other = "".join(f"_{Path(name).name}" for name in (options.model if model != EMBEDDED else "", options.only) if name)
+    write(f"tutorial_{options.name}{other}", command, json.loads(text))
 
 
 if __name__ == "__main__":

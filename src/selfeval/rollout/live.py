@@ -15,6 +15,7 @@ step of the other rows.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -39,6 +40,8 @@ from selfeval.rollout.rows import Row, Rows, joins_rows
 from selfeval.rollout.thinking import ThinkingTokens
 
 __all__ = ["LiveBatch", "NewToken", "Ticket"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class LiveBatch:
     """An open batch of replies of one role: requests join and leave it while it runs.
 
     A reply depends on its request and its seed alone. It equals that of `generate` with the same seed and stream 0, except for
-    the last bits of its log-probs, whatever the other requests are and whenever they join or leave.
+    the last bits of its log-probs, whatever the other requests are and whenever they join or leave. In 16 bits, and rarely in
+    fp32, these last bits decide between two tokens that are about equally likely.
 
     In families whose rows cannot join a running batch (Mamba, sliding windows, ChatGLM-6B), and with a guide, requests wait
     until all replies of the current batch have ended.
@@ -129,7 +133,7 @@ class LiveBatch:
         guide: optional value guidance of every reply.
         thinking: optional markers of a chain of thought, and its limit; a request can do without (`add`).
         speculation: when drafts of the next tokens are read, while a single request is running: never, always, or where
-            earlier drafts were correct often enough. The tokens are the same in every case. Default: `auto`.
+            earlier drafts were correct often enough. The tokens are the same, up to rounding as above. Default: `auto`.
         drafts: Optional. Counts to which those of this batch are added. Default: separate ones.
 
     Attributes:
@@ -439,6 +443,7 @@ class LiveBatch:
         """Continue with half the places; a request that does not fit alone fails."""
         self._wait_again()
         if self._is_drafting:  # a single token takes less memory
+            _LOG.warning("memory ran out while drafts were read; this batch continues without drafts")
             self._speculation = Speculation.OFF
             return
         places = self.places

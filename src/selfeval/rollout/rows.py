@@ -290,13 +290,14 @@ class Rows:
             draws_B = torch.tensor([row.draw for row in self.rows], dtype=torch.float64, device=tokens_B.device)
             drawn_B = pick(self._filters.allowed(wanted_BV), draws_B)
             tokens_B = torch.where(self._filters.greedy_B, tokens_B, drawn_B)
-        if self._seen_BV is not None:
-            self._seen_BV.scatter_(1, tokens_B[:, None], True)
         # From the full distribution, without filters: a later forward pass computes the same.
         self._drawn = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
         # From the unscaled logits, because watched tokens are reported at temperature 1.
         self._watched = self._logprobs(logits_NBV)[:, self._watch] if len(self._watch) else None
         self._likeliest = logprobs_BV.topk(min(self._top, logprobs_BV.shape[1])) if self._top else None
+        # Last: if memory runs out above, the rows are as before.
+        if self._seen_BV is not None:
+            self._seen_BV.scatter_(1, tokens_B[:, None], True)
         return tokens_B
 
     def broken(self, logits_NBV: Tensor) -> list[int]:
