@@ -190,7 +190,8 @@ class RunIndex:
                 self._idle.clear()
                 self._worker = threading.Thread(target=self._work, args=(reader,), daemon=True, name="selfeval-index")
                 self._worker.start()
-        if self._worker is not None:
+            worker = self._worker
+        if worker is not None:
             self._idle.wait(wait)
         return self._progress(kinds)
 
@@ -240,14 +241,18 @@ class RunIndex:
         except Exception:
             _LOG.exception("the records of %s could not be indexed", self._folder)
         finally:
-            self._idle.set()
+            with self._lock:
+                # After an exception; otherwise another thread may have begun, and is not idle.
+                if self._worker is threading.current_thread():
+                    self._idle.set()
 
     def _next_batch(self) -> list[tuple[Path, _File | None]]:
         with self._lock:
             batch = list(self._waiting.items())[:_CHECKED]
             if not batch:
-                # Inside of the lock: after this, `refresh` starts a new thread.
+                # Inside of the lock: after this, `refresh` starts a new thread, which is not idle.
                 self._worker = None
+                self._idle.set()
             return batch
 
     def _update(self, connection: sqlite3.Connection, path: Path, file: _File | None, problem: str) -> None:
