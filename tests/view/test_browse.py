@@ -170,10 +170,19 @@ def test_filters_without_a_result_are_named_and_can_be_cleared(client: TestClien
         ("/verdicts?page=0", "page is '0', expected a number from 1"),
         ("/verdicts?page=99999999999999", "page is"),
         ("/verdicts?q=" + "x" * 1001, "the search has 1,001 characters"),
+        (f"/verdicts?q={'+'.join(map(str, range(21)))}", "the search has 21 different words, the limit is 20; remove some"),
+        ("/verdicts?cause=" + "x" * 60_000, f"cause is '{'x' * 40}…', expected one of cut, loop,"),
+        ("/question/q0?show=100000000000000000000", "show: Input should be less than 9223372036854775808"),
+        ("/question/q0?show=-2", "show: Input should be greater than or equal to -1"),
     ],
 )
 def test_a_wrong_address_says_what_is_allowed(client: TestClient, address: str, message: str) -> None:
     assert message in words(get(client, address, 400)).replace("&#x27;", "'")
+
+
+def test_the_largest_values_of_an_address_are_no_error(client: TestClient) -> None:
+    get(client, f"/question/q0?show={2**63 - 1}")
+    get(client, f"/verdicts?q={'x+y+' * 200}{'+'.join(map(str, range(18)))}")
 
 
 def test_a_page_behind_the_last_one_leads_back(client: TestClient) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from selfeval.errors import RunFolderError
+from selfeval.errors import InputError, RunFolderError
 from selfeval.runs.reader import RunReader
 from selfeval.view import index as indexing
 from selfeval.view import query as querying
@@ -306,6 +306,15 @@ def test_a_thread_that_ends_does_not_report_the_next_one_as_finished(
     first.join(LONG)
     threading.Timer(0.5, may_read.set).start()
     assert refreshed(index, folder, "questions").is_complete, "it waits for the second thread"
+
+
+def test_a_query_that_takes_too_long_is_ended(index: RunIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "_QUERY_SECONDS", 0.2)
+    numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000000) SELECT count(*) FROM n"
+    with pytest.raises(InputError, match=r"took longer than 0\.2 s; use fewer words"), index.reading() as connection:
+        connection.execute(numbers).fetchone()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"), index.reading() as connection:
+        connection.execute("SELECT * FROM nothing")
 
 
 def test_the_full_text_search_of_this_python_is_found() -> None:

@@ -39,6 +39,10 @@ _CHUNK = 2000
 """Records per insert."""
 _CHECKED = 64
 """Files whose hashes are compared at once: every comparison reads all manifests of the run."""
+_QUERY_SECONDS = 30.0
+"""A page may query the index for so long."""
+_STEPS_BETWEEN_CHECKS = 10_000
+"""Instructions of SQLite between two checks of this limit."""
 _RETRY_SECONDS = 10.0
 """A damaged file is read again after this time, because a run in progress may not have noted its hash yet."""
 
@@ -125,10 +129,23 @@ class RunIndex:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection that sees one state of the index; a thread may index in the meantime."""
+        """Yield a connection that sees one state of the index; a thread may index in the meantime.
+
+        Raises:
+            InputError: a query took too long.
+        """
         with closing(self._connect()) as connection:
             connection.execute("BEGIN")
-            yield connection
+            end = time.monotonic() + _QUERY_SECONDS
+            connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_BETWEEN_CHECKS)
+            try:
+                yield connection
+            except sqlite3.OperationalError as error:
+                if time.monotonic() <= end:
+                    raise
+                raise InputError(
+                    f"the search took longer than {_QUERY_SECONDS:g} s; use fewer words, each of three letters or more"
+                ) from error
 
     def load(self, located: Sequence[Located]) -> Iterator[dict[str, Any]]:
         """Read records from their files.

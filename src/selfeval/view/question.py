@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from selfeval import records
@@ -26,13 +26,15 @@ __all__ = ["router"]
 router = APIRouter(route_class=PageRoute)
 
 _WAIT_SECONDS = 5.0
+_IDS = 1 << 63
+"""Ids of records are below; SQLite stores no larger number."""
 _MOST = 20
 """Records of a kind on the page; a link leads to all of them."""
 _BY_QUESTION = ("reference_answers", "replies", "verdicts", "pairs", "scored", "compared", "sampled")
 
 
 @router.get("/run/{run}/question/{question}")
-def question_page(run: str, question: str, request: Request, show: int = -1) -> HTMLResponse:
+def question_page(run: str, question: str, request: Request, show: Annotated[int, Query(ge=-1, lt=_IDS)] = -1) -> HTMLResponse:
     """Show everything about a question; of many records of a kind, the first ones and the one with the id `show`."""
     reader = opened_runs(request).reader(run)
     index = index_of(request, reader.folder)
