@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from selfeval.errors import RunFolderError
+from selfeval.runs.activity import activity_of
 from selfeval.runs.reader import KINDS as FILES
 from selfeval.runs.reader import RunReader
 from selfeval.serve.page_access import SAFE_HEADERS
@@ -124,7 +125,7 @@ def _missing(reader: RunReader, kind: Kind) -> str:
     assert stage is not None, "only labels belong to no stage, and they have no page"
     if reader.is_finished(stage):
         return f"The stage {stage} is finished and wrote no such records."
-    if reader.status == "running":
+    if activity_of(reader).is_running:
         return f"The stage {stage} has not written any yet; reload the page later."
     return f"The stage {stage} has not written any. Resume the run: selfeval run --output {reader.folder}"
 

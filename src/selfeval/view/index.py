@@ -148,15 +148,18 @@ class RunIndex:
                 ) from error
 
     def load(self, located: Sequence[Located]) -> Iterator[dict[str, Any]]:
-        """Read records from their files.
+        """Return the records, each of which is read from its file by the iterator.
 
-        Raises:
-            RunFolderError: a file was replaced since it was indexed.
+        The iterator raises RunFolderError if a file was replaced since it was indexed.
         """
         return (parse_json(line, lenient=True) for line in self.lines(located))
 
     def lines(self, located: Sequence[Located]) -> Iterator[bytes]:
-        """Read the lines of records, as they are in their files; see `load`."""
+        """Yield the lines of records, as they are in their files.
+
+        Raises:
+            RunFolderError: a file was replaced since it was indexed.
+        """
         paths = {number: path for path, number in list(self._numbers.items())}
         number = -1
         file: BinaryIO | None = None

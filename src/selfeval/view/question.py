@@ -16,7 +16,7 @@ from selfeval.view.addresses import records_address
 from selfeval.view.evidence import explain, verdict_sentence
 from selfeval.view.index import Located, RunIndex
 from selfeval.view.indexes import index_of
-from selfeval.view.kinds import KINDS
+from selfeval.view.kinds import KINDS, right_by_gold
 from selfeval.view.pages import PageRoute, opened_runs, page
 from selfeval.view.problems import NotFoundError
 from selfeval.view.shown import texts_of
@@ -62,7 +62,7 @@ def question_page(run: str, question: str, request: Request, show: Annotated[int
         counts=counts,
         all_records={kind: records_address(run, kind, {"question": asked.id}) for kind in _BY_QUESTION},
         verdicts=[(number, v, verdict_sentence(v), explain(v.evidence)) for number, v in found["verdicts"]],
-        by_gold={number: _right_by_gold(pair) for number, pair in found["scored"]},
+        by_gold={number: right_by_gold(pair.gold_first, pair.gold_second, pair.margin) for number, pair in found["scored"]},
         progress=progress,
     )
 
@@ -96,10 +96,3 @@ def _drops(connection: sqlite3.Connection, index: RunIndex, asked: records.Quest
     places = [Located(*row) for row in connection.execute(sql, (hash(asked.text), _MOST))]
     # Different texts can have one hash.
     return [(number, drop) for number, drop in _loaded(index, "dropped", places) if drop.text == asked.text]
-
-
-def _right_by_gold(pair: records.ScoredPair) -> bool | None:
-    """Return whether the evaluator is right; None unless exactly one reply is right by gold."""
-    if pair.gold_first is None or pair.gold_second is None or pair.gold_first == pair.gold_second:
-        return None
-    return pair.margin != 0 and (pair.margin > 0) == pair.gold_first
