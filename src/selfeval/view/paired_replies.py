@@ -56,7 +56,7 @@ class PairedReplies:
     def lead(self) -> float:
         """Credit of A minus that of B: by gold if it can judge both, otherwise by the outcomes against their own starts.
 
-        It is 0 where gold or referee is not the same for both.
+        It is 0 if neither can be used; gold and referee have to be the same for both.
         """
         a, b = self.replies[:2]
         if self.shares.gold and a.gold_after is not None and b.gold_after is not None:
