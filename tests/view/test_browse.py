@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from fastapi.testclient import TestClient
 
 from processes import TIMEOUT
 from selfeval.serve.gate import Access
+from selfeval.view import browse
+from selfeval.view import index as indexing
 from selfeval.view.app import make_view
 from selfeval.view.kinds import KINDS
 from selfeval.view.opened import OpenedRuns
@@ -124,6 +127,30 @@ def test_a_download_has_the_lines_of_the_files(client: TestClient, run: tuple[Pa
     assert response.headers["content-type"].startswith("application/jsonl")
 
 
+def test_a_download_with_missing_records_is_refused(tmp_path: Path) -> None:
+    make_view_run(tmp_path / "shop")
+    damaged = tmp_path / "shop" / "replies" / "shard-00001.jsonl"
+    damaged.write_text(damaged.read_text().replace("answer", "Answer"))
+    client = opened(tmp_path / "shop")
+    for path in ("/replies.jsonl", "/verdicts.jsonl?q=answer"):
+        said = words(get(client, path, 400))
+        assert "The download would be incomplete" in said
+        assert "shard-00001.jsonl is damaged" in said
+    verdicts = sorted((tmp_path / "shop" / "verdicts").glob("shard-*.jsonl"))
+    assert get(client, "/verdicts.jsonl") == "".join(path.read_text() for path in verdicts), "no reply matters to them"
+
+
+def test_a_download_is_refused_if_the_index_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_view_run(tmp_path / "shop")
+    chunks, may_read = indexing._chunks, threading.Event()
+    monkeypatch.setattr(indexing, "_chunks", lambda path, file: may_read.wait(TIMEOUT) and chunks(path, file))
+    monkeypatch.setattr(browse, "_DOWNLOAD_SECONDS", 0.1)
+    client = opened(tmp_path / "shop")
+    said = words(get(client, "/replies.jsonl", 400))
+    may_read.set()
+    assert re.search("incomplete: 0 of [0-9,]+ bytes are indexed; try again later", said)
+
+
 def test_filters_without_a_result_are_named_and_can_be_cleared(client: TestClient) -> None:
     html = get(client, "/verdicts?state=tie&confidence_min=0.9&q=zebra")
     assert "No record has search “zebra”; State: tie; Confidence ≥ 0.9. Clear all filters" in words(html)
@@ -143,10 +170,19 @@ def test_filters_without_a_result_are_named_and_can_be_cleared(client: TestClien
         ("/verdicts?page=0", "page is '0', expected a number from 1"),
         ("/verdicts?page=99999999999999", "page is"),
         ("/verdicts?q=" + "x" * 1001, "the search has 1,001 characters"),
+        (f"/verdicts?q={'+'.join(map(str, range(21)))}", "the search has 21 different words, the limit is 20; remove some"),
+        ("/verdicts?cause=" + "x" * 60_000, f"cause is '{'x' * 40}…', expected one of cut, loop,"),
+        ("/question/q0?show=100000000000000000000", "show: Input should be less than 9223372036854775808"),
+        ("/question/q0?show=-2", "show: Input should be greater than or equal to -1"),
     ],
 )
 def test_a_wrong_address_says_what_is_allowed(client: TestClient, address: str, message: str) -> None:
     assert message in words(get(client, address, 400)).replace("&#x27;", "'")
+
+
+def test_the_largest_values_of_an_address_are_no_error(client: TestClient) -> None:
+    get(client, f"/question/q0?show={2**63 - 1}")
+    get(client, f"/verdicts?q={'x+y+' * 200}{'+'.join(map(str, range(18)))}")
 
 
 def test_a_page_behind_the_last_one_leads_back(client: TestClient) -> None:

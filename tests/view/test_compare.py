@@ -118,6 +118,32 @@ def test_replies_are_shown_side_by_side_and_filtered(folder: Path) -> None:
     assert '<option value="b" selected>B better than A (10)</option>' in better
 
 
+def test_replies_are_not_ranked_across_golds_and_referees(folder: Path) -> None:
+    """C is right in all questions by another gold, and ties where A wins; D has another referee."""
+    _run(folder / "c", lambda n: True, "tie", domain=None)
+    asked = client(folder)
+    shown = {name: len(dict(_replies(asked.get(f"/view/compare?run=a&run=c&show={name}").text))) for name in ("gold", "a", "b")}
+    assert shown == {"gold": 0, "a": QUESTIONS, "b": 0}, "only the outcomes are by the same referee"
+    three = asked.get("/view/compare?run=a&run=b&run=c&show=gold").text
+    assert len(dict(_replies(three))) == 0
+    store = begin_run(folder / "d", domain=None)
+    store.update_run(templates={"referee.jinja": "1" * 64})
+    finish_run(store, [compared(n, outcome="tie") for n in range(QUESTIONS)])
+    store.close()
+    assert len(dict(_replies(asked.get("/view/compare?run=a&run=d&show=a").text))) == 0
+    assert len(dict(_replies(asked.get("/view/compare?run=a&run=d").text))) == QUESTIONS
+
+
+@pytest.mark.skipif(not Path("/proc/locks").is_file(), reason="this system does not list its locks")
+def test_a_killed_run_is_not_shown_as_running(folder: Path) -> None:
+    begin_run(folder / "killed").close()
+    asked = client(folder)
+    legend = asked.get("/view/compare?run=a&run=killed").text.partition('<ul class="legend">')[2].partition("</ul>")[0]
+    assert _words(legend) == "A a finished B killed stopped"
+    assert "Resume the run" in asked.get("/view/run/killed/verdicts").text
+    assert 'class="note bad"' in asked.get("/view/run/killed/report").text
+
+
 def test_without_gold_the_outcomes_decide(tmp_path: Path) -> None:
     for name, outcome in (("a", "tie"), ("b", "win")):
         _run(tmp_path / name, lambda n: None, outcome)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfeval.errors import RunFolderError
+from selfeval.errors import InputError, RunFolderError
 from selfeval.runs.reader import RunReader
 from selfeval.view import index as indexing
 from selfeval.view import query as querying
 from selfeval.view.index import Progress, RunIndex
 from selfeval.view.kinds import KINDS
 from selfeval.view.query import NONE, Found, find, parse_query
+from served import wait_for
 from view_runs import ViewRun, make_view_run
 
 LONG = 60.0
@@ -276,6 +280,41 @@ def test_progress_counts_bytes_until_all_files_are_indexed(index: RunIndex, tmp_
     assert progress.total == size
     progress = refreshed(index, folder, "replies")
     assert (progress.done, progress.total) == (size, size)
+
+
+def test_a_thread_that_ends_does_not_report_the_next_one_as_finished(
+    index: RunIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, may_end, may_read = tmp_path / "run", threading.Event(), threading.Event()
+    chunks, closings = indexing._chunks, list[str]()
+
+    @contextmanager
+    def slow_to_end(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        with closing(connection):
+            yield connection
+            closings.append(threading.current_thread().name)
+            if closings == ["selfeval-index"]:
+                may_end.wait(LONG)
+
+    monkeypatch.setattr(indexing, "closing", slow_to_end)
+    index.refresh(RunReader(folder), ("replies",), 0)
+    (first,) = [thread for thread in threading.enumerate() if thread.name == "selfeval-index"]
+    wait_for(lambda: closings)
+    monkeypatch.setattr(indexing, "_chunks", lambda path, file: may_read.wait(LONG) and chunks(path, file))
+    index.refresh(RunReader(folder), ("questions",), 0)
+    may_end.set()
+    first.join(LONG)
+    threading.Timer(0.5, may_read.set).start()
+    assert refreshed(index, folder, "questions").is_complete, "it waits for the second thread"
+
+
+def test_a_query_that_takes_too_long_is_ended(index: RunIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "_QUERY_SECONDS", 0.2)
+    numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000000) SELECT count(*) FROM n"
+    with pytest.raises(InputError, match=r"took longer than 0\.2 s; use fewer words"), index.reading() as connection:
+        connection.execute(numbers).fetchone()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"), index.reading() as connection:
+        connection.execute("SELECT * FROM nothing")
 
 
 def test_the_full_text_search_of_this_python_is_found() -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from compared_runs import QUESTIONS, begin_run, compared, finish_run, log_steps, scored, write_samples
 from selfeval.store import Progress, RunStore, write_progress
+from selfeval.view import index as indexing
+from served import wait_for
 from view_server import axe, browser, served
 
 CHART = "[aria-label^='KL to the reference']"
@@ -148,6 +150,28 @@ def test_a_server_that_is_gone_is_shown_and_found_again(tmp_path: Path, chromium
         page.get_by_text("2 of 1,000").wait_for()
         assert "in progress" in status.text_content()
     store.close()
+
+
+def test_a_table_is_refreshed_until_its_index_is_complete(
+    tmp_path: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_run(tmp_path / "live").close()
+    chunks, may_read = indexing._chunks, threading.Event()
+    monkeypatch.setattr(indexing, "_chunks", lambda path, file: may_read.wait(60) and chunks(path, file))
+    with served(tmp_path) as server, _page(chromium) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url) if "x-fragment" in request.headers else None)
+        page.goto(f"{server.url}/run/live/questions")
+        page.evaluate("window.mine = 1")
+        page.get_by_text("Indexing the records").wait_for()
+        wait_for(lambda: page.wait_for_timeout(100) or asked)
+        may_read.set()
+        page.get_by_text(f"{2 * QUESTIONS} records").wait_for()
+        assert page.get_by_text("Indexing the records").count() == 0
+        count = len(asked)
+        page.wait_for_timeout(5000)  # two refreshes and a half
+        assert len(asked) == count, "a complete table is not fetched again"
+        assert page.evaluate("window.mine") == 1, "the page was not loaded again"
 
 
 def test_refreshing_can_be_paused_with_the_keyboard(tmp_path: Path, chromium: Any) -> None:

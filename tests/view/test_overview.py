@@ -109,6 +109,17 @@ def test_damaged_metrics_and_samples_hide_nothing_else(tmp_path: Path) -> None:
     assert "40 of 96" in answer.text
 
 
+def test_an_alarm_of_another_version_hides_nothing_else(tmp_path: Path) -> None:
+    store = _live(tmp_path)
+    store.add_metrics("watchdogs", {"step": 21, "name": "length_drift", "message": "longer"})
+    answer = client(tmp_path).get("/view/run/live")
+    store.close()
+    assert answer.status_code == 200
+    said = "watchdogs.jsonl has an alarm that this version cannot read (action: Field required)"
+    assert answer.text.count(said) == 2, "instead of the alarms, and of the curves that they are drawn into"
+    assert "40 of 96" in answer.text
+
+
 def test_rounds_link_to_each_other(tmp_path: Path) -> None:
     store = begin_run(tmp_path / "live")
     later = RunStore(round_folder(tmp_path / "live", 2))

@@ -125,6 +125,7 @@ def test_the_page_has_a_link_for_each_field_that_it_shows(run: tuple[Path, ViewR
     html = client.get("/view/run/shop/report").text.replace("&amp;", "&")
     missing = [path for path, link in report_links("shop", run[1].report("shop")).items() if f'href="{link}"' not in html]
     assert missing == []
+    assert html.count("<main") == 1
     assert html.count('href="/view/run/shop/question/q0#compared-title"') == 1, "samples lead to their question"
     for link in re.findall(r'href="(/view/run/shop/[^"]+)"', html):
         assert client.get(link).status_code == (404 if link.endswith("/label") else 200), link
@@ -148,4 +149,6 @@ def test_the_standalone_page_is_the_linked_one_without_its_links(report: dict[st
     without = re.sub(r'<p class="small"><a href="/records/[^"]*">Records of this chart</a></p>', "", linked)
     without = re.sub(r'<a href="/records/[^"]*">(.*?)</a>', r"\1", without)
     standalone = render(made, sample_metrics())
+    assert standalone.count("<main>") == standalone.count("</main>") == 1
+    standalone = standalone.replace("<main>", "<div>").replace("</main>", "</div>")  # the frame of `view` has the other one
     assert without == standalone[standalone.index("<header>") : standalone.index("<footer>") - 1]

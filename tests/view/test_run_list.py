@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 from compared_runs import QUESTIONS, begin_run, compared, finish_run
 from processes import environment
 from selfeval.errors import InputError
+from selfeval.runs.reader import round_folder
+from selfeval.store import RunStore
 from selfeval.view.opened import OpenedRuns
 from view_server import FRAGMENT, client
 
@@ -89,6 +92,35 @@ def test_a_changed_run_is_read_again(folder: Path) -> None:
     assert "finished" in asked.get("/view/?q=shop-a").text
     (folder / "shop-a" / "run.json").write_text("{")
     assert "run.json is damaged" in asked.get("/view/?q=shop-a").text
+
+
+def test_the_stage_of_a_later_round_is_read_again(folder: Path) -> None:
+    asked = client(folder)
+    later = RunStore(round_folder(folder / "shop-a", 2))
+    config = json.loads((folder / "shop-a" / "run.json").read_text())
+    for stage in ("questions", "replies"):
+        later.update_run(**{**config, "round": 2, "stages": {stage: {"state": "running"}}})
+        assert f"round 2, {stage}" in asked.get("/view/?q=shop-a").text
+    later.close()
+
+
+def test_a_name_that_is_not_utf_8_hides_no_run_and_has_an_address(folder: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    (folder / "shop-a").rename(odd / "shop")
+    (folder / "broken").rename(odd / "broken")
+    asked = client(folder)
+    html = asked.get("/view/").text
+    assert set(_names(html)) == {"caf\\xe9~shop", "caf\\xe9~broken", "group~shop-b"}
+    for name, status in (("shop", 200), ("broken", 400)):
+        (link,) = re.findall(rf'href="([^"]*~{name})"', html)
+        assert asked.get(link).status_code == status
+    (link,) = re.findall(r'href="([^"]*~shop)"', html)
+    for page in ("/questions", "/report", "/question/t1"):
+        assert asked.get(link + page).status_code == 200
 
 
 def test_without_runs_the_page_says_how_to_start_one_and_shows_it_when_it_begins(tmp_path: Path) -> None:

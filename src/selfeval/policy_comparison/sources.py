@@ -120,8 +120,7 @@ def _base_replies(reader: RunReader) -> dict[str, tuple[str, bool]]:
 
 def _trained(reader: RunReader) -> frozenset[str]:
     """Return the training questions of this round and of all before it."""
-    root = reader.folder if reader.round == 1 else reader.folder.parent.parent
-    rounds = [RunReader(round_folder(root, number)) for number in range(1, reader.round)] + [reader]
+    rounds = [RunReader(round_folder(reader.root, number)) for number in range(1, reader.round)] + [reader]
     return frozenset(question.text for one in rounds for question in one.records("questions", split="train"))
 
 

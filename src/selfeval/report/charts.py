@@ -218,13 +218,9 @@ def line_chart(
         raise ValueError("a line chart needs at least one point in every series")
     lines = [replace(_bounded(line), order=_order(line, place)) for place, line in enumerate(lines)]
     rows = _legend_rows(lines)
-    frame = Frame.over(
-        widened(*x_range) if x_range else _x_range(lines),
-        widened(*y_range) if y_range else _y_range(lines),
-        top=24 + LEGEND_ROW * len(rows),
-        x_percent="x" in percent_axes,
-        y_percent="y" in percent_axes,
-    )
+    x, y = widened(*x_range) if x_range else _x_range(lines), widened(*y_range) if y_range else _y_range(lines)
+    top = 24 + LEGEND_ROW * len(rows)
+    frame = Frame.over(x, y, top=top, x_percent="x" in percent_axes, y_percent="y" in percent_axes)
     body = [_axes(frame, x_label, whole_x=whole_x and "x" not in percent_axes)]
     if reference is not None:
         body.append(_level(frame, reference))

@@ -47,7 +47,7 @@ def render(report: Report, metrics: Metrics) -> str:
         report: the report of a run.
         metrics: rows of each `metrics/<stage>.jsonl`, by stage; any stage and any key may be missing.
     """
-    return page_template("index.html.j2").render(all_sections(report, metrics), links={})
+    return page_template("index.html.j2").render(all_sections(report, metrics), links={}, main="main")
 
 
 def render_body(report: Report, metrics: Metrics, links: Mapping[str, str]) -> str:
@@ -58,7 +58,8 @@ def render_body(report: Report, metrics: Metrics, links: Mapping[str, str]) -> s
         metrics: as in `render`.
         links: addresses by field of the report, such as `policy.win_rate` or `policy.watchdogs.0.step`.
     """
-    return page_template("body.html.j2").render(all_sections(report, metrics), links=links)
+    # The frame has a <main>, and a page may have only one.
+    return page_template("body.html.j2").render(all_sections(report, metrics), links=links, main="div")
 
 
 @cache

@@ -6,9 +6,10 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfeval.store import Progress, is_locked, read_progress
+from selfeval.runs.reader import RunReader
+from selfeval.store import Progress, is_locked, read_progress, read_run
 
-__all__ = ["STOPPED", "Activity", "activity"]
+__all__ = ["STOPPED", "Activity", "activity", "activity_of"]
 
 STOPPED = "stopped"
 """Status of a run whose process has ended without writing another one: it was killed, or the machine was switched off."""
@@ -53,3 +54,8 @@ def activity(folder: Path, status: str) -> Activity:
         # `selfeval tune` writes no status; and one that sets results aside has not written it yet.
         return Activity("running", progress)
     return Activity(STOPPED if status == "running" else status)
+
+
+def activity_of(reader: RunReader) -> Activity:
+    """Return the activity of the run that a round belongs to."""
+    return activity(reader.root, str(read_run(reader.root).get("status", "unknown")))

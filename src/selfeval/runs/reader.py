@@ -160,6 +160,11 @@ class RunReader:
         return int(self.run.get("round", 1))
 
     @property
+    def root(self) -> Path:
+        """Folder of the run, which is that of its first round."""
+        return self.folder if self.round == 1 else self.folder.parent.parent
+
+    @property
     def rounds(self) -> list[RunReader]:
         """This round and, if this is the folder of a run, the later rounds that have begun."""
         found = [self]

@@ -104,4 +104,5 @@ def problem_page(status: int, message: str) -> HTMLResponse:
         f'<body><main class="sheet"><h1>{status}</h1><p>{escape(message)}</p><p><a href="{PAGES}/">All runs</a></p></main>'
         "</body></html>"
     )
-    return HTMLResponse(page, status, SAFE_HEADERS)
+    # The message may name a path with bytes that are not UTF-8.
+    return HTMLResponse(page.encode("utf-8", "replace"), status, SAFE_HEADERS)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
+from selfeval.errors import RunFolderError
+from selfeval.runs.activity import activity_of
 from selfeval.runs.reader import KINDS as FILES
 from selfeval.runs.reader import RunReader
 from selfeval.serve.page_access import SAFE_HEADERS
 from selfeval.view.addresses import record_address
-from selfeval.view.index import RunIndex, has_full_text
+from selfeval.view.index import Progress, RunIndex, has_full_text
 from selfeval.view.indexes import index_of
 from selfeval.view.kinds import KINDS, Choice, Exact, Filter, Kind, Range, Tags
 from selfeval.view.pages import PageRoute, opened_runs, page
@@ -79,15 +81,30 @@ def _records(kind: Kind, run: str, request: Request) -> HTMLResponse:
 
 
 def _download(kind: Kind, run: str, request: Request) -> Response:
-    """Return the selected records as JSON lines, as they are in their files."""
+    """Return the selected records as JSON lines, as they are in their files.
+
+    Raises:
+        RunFolderError: some of the records cannot be read, or are not indexed in time.
+    """
     query = parse_query(kind, request.query_params)
     reader = opened_runs(request).reader(run)
     index = index_of(request, reader.folder)
-    index.refresh(reader, needed_kinds(kind.name), _DOWNLOAD_SECONDS)
+    # Questions and replies matter only to a search or a filter: if one of their files is damaged, all verdicts are still there.
+    kinds = needed_kinds(kind.name) if query.is_filtered else (kind.name,)
+    _require_all(index.refresh(reader, kinds, _DOWNLOAD_SECONDS))
     with index.reading() as connection:
         found = find(connection, query, whole=True)
     headers = {**SAFE_HEADERS, "Content-Disposition": f'attachment; filename="{kind.name}.jsonl"'}
     return StreamingResponse(_whole_lines(index, found), headers=headers, media_type="application/jsonl")
+
+
+def _require_all(progress: Progress) -> None:
+    if progress.problems:
+        raise RunFolderError(f"The download would be incomplete: {'; '.join(progress.problems)}")
+    if not progress.is_complete:
+        raise RunFolderError(
+            f"The download would be incomplete: {progress.done:,} of {progress.total:,} bytes are indexed; try again later"
+        )
 
 
 def _whole_lines(index: RunIndex, found: Found) -> Iterator[bytes]:
@@ -108,7 +125,7 @@ def _missing(reader: RunReader, kind: Kind) -> str:
     assert stage is not None, "only labels belong to no stage, and they have no page"
     if reader.is_finished(stage):
         return f"The stage {stage} is finished and wrote no such records."
-    if reader.status == "running":
+    if activity_of(reader).is_running:
         return f"The stage {stage} has not written any yet; reload the page later."
     return f"The stage {stage} has not written any. Resume the run: selfeval run --output {reader.folder}"
 

@@ -11,6 +11,7 @@ from selfeval.errors import InputError
 from selfeval.evaluation.run_comparison import RunEvidence, shared_questions
 from selfeval.records import Split
 from selfeval.report.sections import flat
+from selfeval.runs.activity import activity_of
 from selfeval.runs.reader import KINDS, RunReader, round_folder
 from selfeval.view.drawn import Drawn, version_of
 from selfeval.view.opened import OpenedRuns, RunName
@@ -38,6 +39,11 @@ class ComparedRun:
     name: RunName
     reader: RunReader
     evidence: RunEvidence
+
+    @property
+    def status(self) -> str:
+        """Status of the run, with that of its process."""
+        return activity_of(self.reader).status
 
     @property
     def gold(self) -> tuple[Any, Any]:
@@ -83,7 +89,7 @@ def open_runs(opened: OpenedRuns, names: Sequence[RunName]) -> list[ComparedRun]
 
 
 def _evidence(reader: RunReader) -> RunEvidence:
-    folders = [round_folder(_root(reader), number) for number in range(1, reader.round + 1)]
+    folders = [round_folder(reader.root, number) for number in range(1, reader.round + 1)]
     patterns = [pattern for kind in ("questions", "compared", "scored") for pattern in KINDS[kind].files]
     paths = [path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern))]
     return _EVIDENCE.get(reader.folder, version_of(paths), lambda: _read_evidence(reader, folders))
@@ -99,10 +105,6 @@ def _read_evidence(reader: RunReader, folders: Sequence[Path]) -> RunEvidence:
         compared=_records(reader, "compared"),
         scored=_records(reader, "scored"),
     )
-
-
-def _root(reader: RunReader) -> Path:
-    return reader.folder if reader.round == 1 else reader.folder.parent.parent
 
 
 def _records(reader: RunReader, kind: str) -> list[Any]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfeval.errors import InputError
+from pydantic import ValidationError
+
+from selfeval.errors import InputError, RunFolderError
 from selfeval.report.schema import Alarm
 from selfeval.report.sections import evaluator_curves, metric_curves, policy_curves
 from selfeval.store import read_metrics
@@ -65,9 +67,17 @@ def alarms_of(folder: Path) -> list[Alarm]:
     """Return the alarms of the watchdogs of a round, in order.
 
     Raises:
-        RunFolderError: the file is damaged.
+        RunFolderError: the file is damaged, or an incompatible version wrote it.
     """
-    return [Alarm(**row) for row in read_metrics(_path(folder, "watchdogs"))]
+    path = _path(folder, "watchdogs")
+    try:
+        return [Alarm.model_validate(row) for row in read_metrics(path)]
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RunFolderError(
+            f"{path} has an alarm that this version cannot read ({place}: {first['msg']}); read the run with its version"
+        ) from error
 
 
 def _path(folder: Path, stage: str) -> Path:

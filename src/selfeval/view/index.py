@@ -39,6 +39,10 @@ _CHUNK = 2000
 """Records per insert."""
 _CHECKED = 64
 """Files whose hashes are compared at once: every comparison reads all manifests of the run."""
+_QUERY_SECONDS = 30.0
+"""A page may query the index for so long."""
+_STEPS_BETWEEN_CHECKS = 10_000
+"""Instructions of SQLite between two checks of this limit."""
 _RETRY_SECONDS = 10.0
 """A damaged file is read again after this time, because a run in progress may not have noted its hash yet."""
 
@@ -125,21 +129,37 @@ class RunIndex:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection that sees one state of the index; a thread may index in the meantime."""
-        with closing(self._connect()) as connection:
-            connection.execute("BEGIN")
-            yield connection
-
-    def load(self, located: Sequence[Located]) -> Iterator[dict[str, Any]]:
-        """Read records from their files.
+        """Yield a connection that sees one state of the index; a thread may index in the meantime.
 
         Raises:
-            RunFolderError: a file was replaced since it was indexed.
+            InputError: a query took too long.
+        """
+        with closing(self._connect()) as connection:
+            connection.execute("BEGIN")
+            end = time.monotonic() + _QUERY_SECONDS
+            connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_BETWEEN_CHECKS)
+            try:
+                yield connection
+            except sqlite3.OperationalError as error:
+                if str(error) != "interrupted":  # by the handler
+                    raise
+                raise InputError(
+                    f"the search took longer than {_QUERY_SECONDS:g} s; use fewer words, each of three letters or more"
+                ) from error
+
+    def load(self, located: Sequence[Located]) -> Iterator[dict[str, Any]]:
+        """Return the records, each of which is read from its file by the iterator.
+
+        The iterator raises RunFolderError if a file was replaced since it was indexed.
         """
         return (parse_json(line, lenient=True) for line in self.lines(located))
 
     def lines(self, located: Sequence[Located]) -> Iterator[bytes]:
-        """Read the lines of records, as they are in their files; see `load`."""
+        """Yield the lines of records, as they are in their files.
+
+        Raises:
+            RunFolderError: a file was replaced since it was indexed.
+        """
         paths = {number: path for path, number in list(self._numbers.items())}
         number = -1
         file: BinaryIO | None = None
@@ -190,7 +210,8 @@ class RunIndex:
                 self._idle.clear()
                 self._worker = threading.Thread(target=self._work, args=(reader,), daemon=True, name="selfeval-index")
                 self._worker.start()
-        if self._worker is not None:
+            worker = self._worker
+        if worker is not None:
             self._idle.wait(wait)
         return self._progress(kinds)
 
@@ -240,14 +261,18 @@ class RunIndex:
         except Exception:
             _LOG.exception("the records of %s could not be indexed", self._folder)
         finally:
-            self._idle.set()
+            with self._lock:
+                # After an exception; otherwise another thread may have begun, and is not idle.
+                if self._worker is threading.current_thread():
+                    self._idle.set()
 
     def _next_batch(self) -> list[tuple[Path, _File | None]]:
         with self._lock:
             batch = list(self._waiting.items())[:_CHECKED]
             if not batch:
-                # Inside of the lock: after this, `refresh` starts a new thread.
+                # Inside of the lock: after this, `refresh` starts a new thread, which is not idle.
                 self._worker = None
+                self._idle.set()
             return batch
 
     def _update(self, connection: sqlite3.Connection, path: Path, file: _File | None, problem: str) -> None:

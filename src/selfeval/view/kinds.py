@@ -9,7 +9,7 @@ from typing import Any
 from selfeval.judging.choices import is_consistent
 from selfeval.records import PairwiseEvidence, Split, Unreadable, Verdict, VerdictState
 
-__all__ = ["KINDS", "Choice", "Exact", "Filter", "Kind", "Range", "Row", "Tags", "Value"]
+__all__ = ["KINDS", "Choice", "Exact", "Filter", "Kind", "Range", "Row", "Tags", "Value", "right_by_gold"]
 
 Row = Mapping[str, Any]
 """A record as in its file."""
@@ -189,12 +189,16 @@ _STATES = _choice("state", "State of the verdict")
 # -- test pairs and comparisons -----------------------------------------------------------------------------------------
 
 
-def _against_gold(row: Row) -> Value:
-    """Return whether the evaluator is right by gold; None unless exactly one reply is right."""
-    first, second = row["gold_first"], row["gold_second"]
+def right_by_gold(first: bool | None, second: bool | None, margin: float) -> bool | None:
+    """Return whether the evaluator prefers the reply that is right by gold; None unless exactly one is.
+
+    Args:
+        first, second: whether each reply is right by gold; None: not known.
+        margin: evaluator score of the first reply minus that of the second.
+    """
     if first is None or second is None or first == second:
         return None
-    return _right(row["margin"] != 0 and (row["margin"] > 0) == first)
+    return margin != 0 and (margin > 0) == first
 
 
 def _against_judge(row: Row) -> Value:
@@ -353,7 +357,7 @@ KINDS: Mapping[str, Kind] = {
                 "question": _field("question_id"),
                 **_fields("first", "second", "state", "probability", "margin", "disagreement"),
                 "certainty": lambda row: abs(row["margin"]),
-                "by_gold": _against_gold,
+                "by_gold": lambda row: _right(right_by_gold(row["gold_first"], row["gold_second"], row["margin"])),
                 "by_judge": _against_judge,
             },
             lambda row: "",

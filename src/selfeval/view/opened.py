@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from selfeval.view.problems import NotFoundError
 __all__ = ["OpenedRuns", "RunName"]
 
 RunName = str
-"""Name of a run in an address: its path with `~` for `/`, and `@2` for the folder of round 2."""
+"""Name of a run in an address: its path with `~` for `/`, `\\xff` for a byte that is not UTF-8, and `@2` for round 2."""
 
 
 class OpenedRuns:
@@ -67,5 +68,6 @@ class OpenedRuns:
 
 
 def _name(parts: Sequence[str]) -> RunName:
-    # "@" separates the round, and "~" the folders.
-    return "~".join(parts).replace("@", "_")
+    # "@" separates the round, and "~" the folders. A folder may have any bytes in its name, but an address only characters.
+    name = os.fsencode("~".join(parts)).decode("utf-8", "backslashreplace")
+    return name.replace("@", "_")

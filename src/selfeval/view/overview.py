@@ -42,7 +42,7 @@ _WARNINGS: Drawn[Sequence[str]] = Drawn()
 def overview(run: RunName, request: Request) -> Response:
     """Show the state of a run, or of one of its rounds."""
     reader = opened_runs(request).reader(run)
-    root = reader.folder if reader.round == 1 else reader.folder.parent.parent
+    root = reader.root
     first = reader if reader.round == 1 else RunReader(root)
     found, rounds = activity(root, first.status), first.rounds
     stages, working = stage_rows(reader, found), now(found, len(rounds))

@@ -17,6 +17,21 @@ FILTERS = {"all": "all", "gold": "differ in gold", "a": "A better than B", "b": 
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Judges that the runs of a comparison have in common.
+
+    Attributes:
+        gold: A and B have the same gold.
+        gold_of_all: all runs have it.
+        referee: A and B have the same referee.
+    """
+
+    gold: bool
+    gold_of_all: bool
+    referee: bool
+
+
+@dataclass(frozen=True)
 class PairedReplies:
     """A question with the reply of each run after training.
 
@@ -24,23 +39,30 @@ class PairedReplies:
         question: its text.
         ids: its id in each run.
         replies: the replies after training, with scores, gold and outcome.
+        shares: judges that the runs share.
     """
 
     question: str
     ids: tuple[str, ...]
     replies: tuple[ComparedReplies, ...]
+    shares: Shared
 
     @property
     def differs_in_gold(self) -> bool:
-        """Whether some replies are right and others wrong."""
-        return {True, False} <= {reply.gold_after for reply in self.replies}
+        """Whether some replies are right and others wrong by the same gold."""
+        return self.shares.gold_of_all and {True, False} <= {reply.gold_after for reply in self.replies}
 
     @property
     def lead(self) -> float:
-        """Credit of A minus that of B: by gold if it can judge both, otherwise by the outcomes against their own starts."""
+        """Credit of A minus that of B: by gold if it can judge both, otherwise by the outcomes against their own starts.
+
+        It is 0 if neither can be used; gold and referee have to be the same for both.
+        """
         a, b = self.replies[:2]
-        if a.gold_after is not None and b.gold_after is not None:
+        if self.shares.gold and a.gold_after is not None and b.gold_after is not None:
             return float(a.gold_after) - float(b.gold_after)
+        if not self.shares.referee:
+            return 0.0
         credits: Mapping[str, float] = {str(outcome): credit for outcome, credit in CREDITS.items()}
         if a.outcome in credits and b.outcome in credits:
             return credits[a.outcome] - credits[b.outcome]
@@ -59,12 +81,18 @@ def paired_replies(runs: Sequence[ComparedRun]) -> list[PairedReplies]:
     for other in others[1:]:
         known = set(shared_questions(first.evidence, other.evidence))
         shared = [text for text in shared if text in known]
+    judges = _shared_judges(runs)
     found = []
     for text in shared:
         replies = tuple(one[text] for one in by_text if text in one)
         if len(replies) == len(runs):
-            found.append(PairedReplies(text, tuple(reply.question_id for reply in replies), replies))
+            found.append(PairedReplies(text, tuple(reply.question_id for reply in replies), replies, judges))
     return found
+
+
+def _shared_judges(runs: Sequence[ComparedRun]) -> Shared:
+    a, b = runs[:2]
+    return Shared(a.gold == b.gold, all(run.gold == a.gold for run in runs), a.referee == b.referee)
 
 
 def _by_text(run: ComparedRun) -> dict[str, ComparedReplies]:

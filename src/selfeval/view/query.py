@@ -24,6 +24,10 @@ _MOST_OPTIONS = 200
 _SHORTEST = 3
 """Characters of the shortest text that trigrams find."""
 _LONGEST_SEARCH = 1000
+_LONGEST_SHOWN = 40
+"""Characters of a wrong value in a message."""
+_MOST_WORDS = 20
+"""Different words of a search; each can be a scan of all texts of the kind and of the kinds that it mentions."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +101,17 @@ def parse_query(kind: Kind, parameters: Mapping[str, str]) -> Query:
     """Read a selection from an address. Empty parameters are those of empty fields in a form.
 
     Raises:
-        InputError: an unknown parameter, a number that is none, or an unknown column to sort by.
+        InputError: an unknown parameter, a number that is none, an unknown tag or column to sort by, or a search that is too
+            long.
     """
     given = {name: value.strip() for name, value in parameters.items() if value.strip()}
     words, order, page = given.pop("q", ""), given.pop("sort", ""), given.pop("page", "1")
-    if len(words) > _LONGEST_SEARCH:
-        raise InputError(f"the search has {len(words):,} characters, the limit is {_LONGEST_SEARCH:,}; shorten it")
+    _require_short(words)
     allowed = {name: one for one in kind.filters for name in _names(one)}
     for name, value in given.items():
         if name not in allowed:
             raise InputError(f"{kind.title} have no filter {name!r}{nearest(name, list(allowed))}")
-        if isinstance(allowed[name], Range) or (isinstance(allowed[name], Exact) and _is_number(allowed[name])):
-            _number(name, value)
+        _require_valid(allowed[name], name, value)
     sort = order.removeprefix("-")
     if sort and sort not in kind.columns:
         raise InputError(f"{kind.title} cannot be sorted by {sort!r}{nearest(sort, list(kind.columns))}")
@@ -119,8 +122,21 @@ def _names(one: Filter) -> tuple[str, ...]:
     return (f"{one.name}_min", f"{one.name}_max") if isinstance(one, Range) else (one.name,)
 
 
-def _is_number(one: Filter) -> bool:
-    return isinstance(one, Exact) and one.is_number
+def _require_short(words: str) -> None:
+    if len(words) > _LONGEST_SEARCH:
+        raise InputError(f"the search has {len(words):,} characters, the limit is {_LONGEST_SEARCH:,}; shorten it")
+    if (count := len(_split(words))) > _MOST_WORDS:
+        raise InputError(
+            f"the search has {count:,} different words, the limit is {_MOST_WORDS}; remove some, or put a phrase in quotes"
+        )
+
+
+def _require_valid(one: Filter, name: str, value: str) -> None:
+    if isinstance(one, Range) or (isinstance(one, Exact) and one.is_number):
+        _number(name, value)
+    if isinstance(one, Tags) and value not in one.words:
+        shown = value if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]}…"
+        raise InputError(f"{name} is {shown!r}, expected one of {', '.join(one.words)}")
 
 
 def _number(name: str, value: str) -> float:
@@ -259,8 +275,8 @@ def _search(connection: sqlite3.Connection, kind: Kind, words: str) -> None:
 
 
 def _split(words: str) -> list[str]:
-    """Return the words of a search; a part in double quotes is one word."""
-    return [quoted or word for quoted, word in re.findall(r'"([^"]+)"|([^\s"]+)', words)]
+    """Return the different words of a search; a part in double quotes is one word."""
+    return list(dict.fromkeys(quoted or word for quoted, word in re.findall(r'"([^"]+)"|([^\s"]+)', words)))
 
 
 def _contains(kind: str, word: str) -> tuple[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
 from selfeval import records
@@ -16,7 +16,7 @@ from selfeval.view.addresses import records_address
 from selfeval.view.evidence import explain, verdict_sentence
 from selfeval.view.index import Located, RunIndex
 from selfeval.view.indexes import index_of
-from selfeval.view.kinds import KINDS
+from selfeval.view.kinds import KINDS, right_by_gold
 from selfeval.view.pages import PageRoute, opened_runs, page
 from selfeval.view.problems import NotFoundError
 from selfeval.view.shown import texts_of
@@ -26,13 +26,15 @@ __all__ = ["router"]
 router = APIRouter(route_class=PageRoute)
 
 _WAIT_SECONDS = 5.0
+_IDS = 1 << 63
+"""Ids of records are below; SQLite stores no larger number."""
 _MOST = 20
 """Records of a kind on the page; a link leads to all of them."""
 _BY_QUESTION = ("reference_answers", "replies", "verdicts", "pairs", "scored", "compared", "sampled")
 
 
 @router.get("/run/{run}/question/{question}")
-def question_page(run: str, question: str, request: Request, show: int = -1) -> HTMLResponse:
+def question_page(run: str, question: str, request: Request, show: Annotated[int, Query(ge=-1, lt=_IDS)] = -1) -> HTMLResponse:
     """Show everything about a question; of many records of a kind, the first ones and the one with the id `show`."""
     reader = opened_runs(request).reader(run)
     index = index_of(request, reader.folder)
@@ -60,7 +62,7 @@ def question_page(run: str, question: str, request: Request, show: int = -1) -> 
         counts=counts,
         all_records={kind: records_address(run, kind, {"question": asked.id}) for kind in _BY_QUESTION},
         verdicts=[(number, v, verdict_sentence(v), explain(v.evidence)) for number, v in found["verdicts"]],
-        by_gold={number: _right_by_gold(pair) for number, pair in found["scored"]},
+        by_gold={number: right_by_gold(pair.gold_first, pair.gold_second, pair.margin) for number, pair in found["scored"]},
         progress=progress,
     )
 
@@ -94,10 +96,3 @@ def _drops(connection: sqlite3.Connection, index: RunIndex, asked: records.Quest
     places = [Located(*row) for row in connection.execute(sql, (hash(asked.text), _MOST))]
     # Different texts can have one hash.
     return [(number, drop) for number, drop in _loaded(index, "dropped", places) if drop.text == asked.text]
-
-
-def _right_by_gold(pair: records.ScoredPair) -> bool | None:
-    """Return whether the evaluator is right; None unless exactly one reply is right by gold."""
-    if pair.gold_first is None or pair.gold_second is None or pair.gold_first == pair.gold_second:
-        return None
-    return pair.margin != 0 and (pair.margin > 0) == pair.gold_first

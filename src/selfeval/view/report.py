@@ -13,6 +13,7 @@ from selfeval.errors import RunFolderError
 from selfeval.report.page import render_body
 from selfeval.report.reading import read_metrics, read_report
 from selfeval.report.schema import Report
+from selfeval.runs.activity import activity_of
 from selfeval.view.addresses import question_address, records_address
 from selfeval.view.index import encodable
 from selfeval.view.indexes import index_of
@@ -35,7 +36,8 @@ def report_page(run: str, request: Request) -> HTMLResponse:
     try:
         reader.report()  # checks that it is there and not damaged
     except RunFolderError as error:
-        return page(request, "no_report.html.j2", **shared, reason=str(error), status=reader.status)
+        is_running = activity_of(reader).is_running
+        return page(request, "no_report.html.j2", **shared, reason=str(error), is_running=is_running)
     report = read_report(reader.folder / "report.json")
     links = report_links(run, report)
     index = index_of(request, reader.folder)

@@ -113,7 +113,8 @@ def run_list(request: Request, q: str = "", sort: str = "changed") -> Response:
 
 def _row(name: RunName, folder: Path) -> _Row:
     # A run that cannot be read is read again every time: the reason may be in any of its files.
-    version = version_of(folder / file for file in ("run.json", "report.json", "rounds"))
+    rounds = sorted(folder.glob("rounds/*/run.json"))
+    version = version_of([folder / "run.json", folder / "report.json", *rounds])
     found = _LISTED.get(folder, version, lambda: listed_run(folder))
     if found.problem:
         found = listed_run(folder)

@@ -54,9 +54,8 @@ def newest_samples(reader: RunReader) -> list[Sample]:
 
 def _text(reader: RunReader, question: str) -> str:
     """Return the text of a training question, which may be of an earlier round."""
-    root = reader.folder if reader.round == 1 else reader.folder.parent.parent
     for number in range(reader.round, 0, -1):
-        for path in sorted(round_folder(root, number).glob(KINDS["questions"].files[0])):
+        for path in sorted(round_folder(reader.root, number).glob(KINDS["questions"].files[0])):
             texts = _TEXTS.get(path, version_of([path]), lambda path=path: _questions(path))  # type: ignore[misc]
             if question in texts:
                 return texts[question]

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfeval.report.figures import number
 from selfeval.view.index import Located, encodable
-from selfeval.view.kinds import Row
+from selfeval.view.kinds import Row, right_by_gold
 
 __all__ = ["COLUMNS", "Cell", "Column", "Entry", "entries", "excerpt", "texts_of"]
 
@@ -145,12 +145,6 @@ def _evaluator_choice(entry: Entry) -> Cell:
     return Cell("neither" if margin == 0 else "first" if margin > 0 else "second", "plain")
 
 
-def _against_gold(row: Row) -> bool | None:
-    first, second, margin = row["gold_first"], row["gold_second"], row["margin"]
-    known = first is not None and second is not None and first != second
-    return (margin != 0 and (margin > 0) == first) if known else None
-
-
 _OUTCOME_STYLES = {"win": "right", "loss": "wrong"}
 
 
@@ -224,7 +218,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
         Column("Second reply", _text(_reply("second"))),
         Column("Margin", _signed(_of("margin")), "margin", is_number=True),
         Column("Evaluator", _evaluator_choice, "certainty"),
-        Column("By gold", _gold(_against_gold), "by_gold"),
+        Column("By gold", _gold(lambda row: right_by_gold(row["gold_first"], row["gold_second"], row["margin"])), "by_gold"),
         Column("Judge", _chosen, "probability"),
         Column("State", _state, "state"),
     ),

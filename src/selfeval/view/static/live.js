@@ -1,7 +1,8 @@
 // Refresh the part of a page that changes. <div data-live="2"> is fetched again every 2 seconds: the same address with the
 // header X-Fragment, which the server answers with that element alone, or with 304 if the ETag shows that nothing changed.
-// Only nodes that differ are touched, so that focus, selection, scroll and open <details> stay as they are. Without this
-// script the pages work too, and are refreshed by the browser's reload.
+// Only nodes that differ are touched, so that focus, selection, scroll and open <details> stay as they are. An element with
+// an id may come back without data-live: it is complete, and is not fetched again. Without this script the pages work too,
+// and are refreshed by the browser's reload.
 "use strict";
 
 (() => {
@@ -64,7 +65,8 @@
   }
 
   function replace(html) {
-    const fresh = new DOMParser().parseFromString(html, "text/html").querySelector("[data-live]");
+    const page = new DOMParser().parseFromString(html, "text/html");
+    const fresh = part.id ? page.getElementById(part.id) : page.querySelector("[data-live]");
     if (!fresh) throw new Error("the answer is another page");
     sync(part, fresh);
   }
@@ -83,7 +85,7 @@
 
   async function refresh() {
     clearTimeout(timer);
-    if (isAsking || isPaused || document.hidden) return;
+    if (isAsking || isPaused || isComplete() || document.hidden) return;
     isAsking = true;
     try {
       await ask();
@@ -98,12 +100,13 @@
     }
   }
 
+  const isComplete = () => part.dataset.live === undefined;
   const seconds = () => Math.max(1, Number(part.dataset.live) || 15);
   const wait = () => (failures ? Math.min(LONGEST_WAIT, seconds() * 2 ** Math.min(failures - 1, 5)) : seconds());
 
   function schedule() {
     clearTimeout(timer);
-    if (!isPaused && !document.hidden) timer = setTimeout(refresh, wait() * 1000);
+    if (!isPaused && !isComplete() && !document.hidden) timer = setTimeout(refresh, wait() * 1000);
   }
 
   // -- say ---------------------------------------------------------------------------------------------------------------
