@@ -11,7 +11,7 @@ from selfeval.store import RUN_SCHEMA, RunStore, write_json
 __all__ = ["write_run"]
 
 
-def write_run(folder: Path, pairs: int = 6) -> Path:
+def write_run(folder: Path, pairs: int = 6, better: str = "good") -> Path:
     """Write a run whose evaluator prefers the first reply to each question, which is the better one."""
     store = RunStore(folder)
     config = RunConfig().model_dump(mode="json")
@@ -20,7 +20,7 @@ def write_run(folder: Path, pairs: int = 6) -> Path:
     replies = [
         Reply(f"q{n}-r{k}", f"q{n}", f"{text} {n}", (7, 1), "sample", 1.0, 1.0, -1.0, True)
         for n in range(pairs)
-        for k, text in enumerate(("good", "bad"))
+        for k, text in enumerate((better, "bad"))
     ]
     scored = [ScoredPair(f"q{n}", f"q{n}-r0", f"q{n}-r1", VerdictState.KEPT, 0.9, 1.5, 0.0, None, None) for n in range(pairs)]
     store.write_shard("questions", 0, questions)

@@ -414,6 +414,8 @@ class Label:
         time: when it was given: ISO 8601, UTC.
         for_training: whether the pair may be trained on; then it is a pair of a training question.
         texts: fingerprint of the question and both replies. The label counts as long as the run has these texts.
+        queue: fingerprint of the order in which the pairs were shown. Figures use only labels given in the order that the run
+            has now. Default: empty, for labels for training.
     """
 
     question_id: str
@@ -424,6 +426,7 @@ class Label:
     time: str
     for_training: bool
     texts: str
+    queue: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
 
 from label_world import is_right, label, labels_of, make_pairs, pair, share_right
 from selfeval.labelling.agreement import Agreement, answered_pairs, measure_agreement
-from selfeval.labelling.pairs import current_labels, people_choice, texts_of
-from selfeval.labelling.queue import draw_queue
+from selfeval.labelling.pairs import current_labels, latest_labels, people_choice, texts_of
+from selfeval.labelling.queue import UNIFORM, Draw, draw_queue
 from selfeval.labelling.threshold import label_threshold, labels_needed, uniform_sample
+from selfeval.labelling.weights import draw_probabilities
 from selfeval.quality.statistics import Figure
 
 
@@ -22,6 +25,13 @@ def test_a_later_label_replaces_the_earlier_one_and_undo_removes_it() -> None:
     found = current_labels(given, [one, two])
     assert found == {one.key: (given[2],)}
     assert people_choice(one, found[one.key]) == "second", "the first shown is the second of the pair"
+
+
+def test_a_label_of_other_texts_does_not_replace_one() -> None:
+    one = pair(0)
+    given = [label(one, "first"), label(one, "second", texts="other"), label(one, "undo", texts="another")]
+    assert current_labels(given, [one]) == {one.key: (given[0],)}
+    assert latest_labels(given) == given[:2]
 
 
 def test_labels_of_other_texts_are_not_used() -> None:
@@ -103,13 +113,27 @@ def test_a_few_dozen_labels_estimate_the_share_of_all_pairs_without_bias() -> No
     assert covered / 400 > 0.92
 
 
-def test_pairs_that_nobody_answered_are_left_out() -> None:
+def test_labels_after_a_pair_that_nobody_answered_are_not_used() -> None:
     pairs, better = make_pairs(30, 2)
     queue = draw_queue(pairs, 1.0, 0)
-    rest = [draw for n, draw in enumerate(queue) if n != 3]
-    labels = labels_of([draw.pair for draw in rest[:10]], better)
-    found, without = answered_pairs(queue, labels), answered_pairs(rest, labels)
-    assert [one.weight for one in found] == [one.weight for one in without]
+    first = labels_of([draw.pair for draw in queue[:3]], better)
+    gap = labels_of([draw.pair for n, draw in enumerate(queue[:10]) if n != 3], better)
+    assert answered_pairs(queue, gap) == answered_pairs(queue, first) != []
+    assert measure_agreement(queue, gap) == replace(measure_agreement(queue, first), unused=6)
+
+
+def test_a_gap_does_not_bias_the_estimate() -> None:
+    """The exact expectation over all orders of four pairs, with the third draw unanswered and the fourth labelled."""
+    weights, credits = [4.0, 1.0, 0.5, 2.0], [1.0, 0.0, 1.0, 0.0]
+    pairs = [pair(n, 1.0 if credit else -1.0) for n, credit in enumerate(credits)]
+    expected = 0.0
+    for order in itertools.permutations(range(4)):
+        queue = [Draw(pairs[i], weights[i], place, False) for place, i in enumerate(order)]
+        labels = current_labels([label(pairs[order[n]], "first") for n in (0, 1, 3)], pairs)
+        answered = answered_pairs(queue, labels)
+        estimate = sum(one.weight * credits[int(one.draw.pair.question_id[1:])] for one in answered) / len(answered)
+        expected += math.prod(draw_probabilities([weights[i] for i in order], UNIFORM)) * estimate
+    assert expected == pytest.approx(sum(credits) / 4, abs=1e-12)
 
 
 # -- the threshold ------------------------------------------------------------------------------------------------------

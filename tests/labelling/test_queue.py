@@ -12,7 +12,7 @@ import pytest
 from label_world import make_pairs, pair
 from selfeval.errors import RunFolderError
 from selfeval.labelling.queue import UNIFORM, draw_queue, expected_error, is_turned, training_queue
-from selfeval.labelling.queue_file import QUEUE, read_queue, write_queue
+from selfeval.labelling.queue_file import QUEUE, queue_id, read_queue, write_queue
 from selfeval.labelling.weights import draw_probabilities
 from selfeval.records import VerdictState
 
@@ -112,6 +112,18 @@ def test_a_queue_of_other_pairs_is_not_used(tmp_path: Path) -> None:
     assert read_queue(tmp_path, [replace(pairs[0], texts="other"), *pairs[1:]]) is None
     assert read_queue(tmp_path, [*pairs, pair(99)]) is None
     assert read_queue(tmp_path, pairs[1:]) is None
+
+
+def test_the_file_of_an_earlier_queue_is_kept(tmp_path: Path) -> None:
+    pairs, _ = make_pairs(20, 0)
+    earlier, later = draw_queue(pairs, 1.0, 0), draw_queue(pairs[1:], 1.0, 0)
+    write_queue(tmp_path, earlier)
+    written = (tmp_path / QUEUE).read_bytes()
+    write_queue(tmp_path, later)
+    assert (tmp_path / f"label_queue-{queue_id(earlier)}.json").read_bytes() == written
+    found = read_queue(tmp_path, pairs[1:])
+    assert found is not None
+    assert queue_id(found) == queue_id(later) != queue_id(earlier)
 
 
 @pytest.mark.parametrize("damage", ['{"draws": [{}]}', '{"draws": 3}', '{"draws', "{}", '{"draws": ["a"]}'])

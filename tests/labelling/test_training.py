@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from label_world import label, pair
-from selfeval.labelling.label_file import LabelFile
 from selfeval.labelling.training import labels_key, preferences, training_key, training_labels
 from selfeval.records import Label
 
@@ -36,17 +34,24 @@ def test_skipped_undone_disputed_and_foreign_labels_are_no_preferences() -> None
     assert preferences(pairs, map(trained, given)) == {pairs[4].key: "tie"}
 
 
-def test_the_key_of_the_pairs_stage_depends_on_labels_for_training_alone(tmp_path: Path) -> None:
-    file, one = LabelFile(tmp_path), pair(0)
-    assert (training_key(tmp_path), labels_key(tmp_path)) == ("", "")
-    file.append(label(one, "first"))
-    assert training_key(tmp_path) == ""
-    assert labels_key(tmp_path) != ""
-    file.append(trained(label(one, "first")))
-    with_label = training_key(tmp_path)
-    file.append(trained(replace(label(one, "first"), time="2027-01-01T00:00:00+00:00")))
-    assert training_key(tmp_path) == with_label != "", "the same answer at another time"
-    file.append(trained(label(one, "second")))
-    assert training_key(tmp_path) not in ("", with_label)
-    file.append(trained(label(one, "undo")))
-    assert training_key(tmp_path) == ""
+def test_a_label_of_other_texts_does_not_hide_one_for_training() -> None:
+    one = pair(0)
+    given = [trained(label(one, "first")), trained(label(one, "second", texts="other"))]
+    assert training_labels(given) == given
+    assert preferences([one], given) == {one.key: "first"}
+
+
+def test_the_key_of_the_pairs_stage_depends_on_labels_for_training_alone() -> None:
+    one = pair(0)
+    assert (training_key([]), labels_key([])) == ("", "")
+    given = [label(one, "first")]
+    assert training_key(given) == ""
+    assert labels_key(given) != ""
+    given.append(trained(label(one, "first")))
+    with_label = training_key(given)
+    given.append(trained(replace(label(one, "first"), time="2027-01-01T00:00:00+00:00")))
+    assert training_key(given) == with_label != "", "the same answer at another time"
+    given.append(trained(label(one, "second")))
+    assert training_key(given) not in ("", with_label)
+    given.append(trained(label(one, "undo")))
+    assert training_key(given) == ""

@@ -123,9 +123,9 @@ def test_a_pair_that_is_not_in_the_run_cannot_be_labelled(run: Path) -> None:
     task = LabelTask(run)
     one = task.pairs[0]
     with pytest.raises(InputError, match="not among the pairs to label"):
-        task.record("ann", one.question_id, one.first, "q9-r9", "tie")
+        task.record("ann", one.question_id, one.first, "q9-r9", "tie", texts=one.texts)
     with pytest.raises(InputError, match='there is no answer "both"; use first, second, tie, skip, undo'):
-        task.record("ann", one.question_id, one.first, one.second, "both")
+        task.record("ann", one.question_id, one.first, one.second, "both", texts=one.texts)
     assert not (run / LABELS).exists()
 
 

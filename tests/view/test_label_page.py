@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from fastapi.testclient import TestClient
 
 from labelled_run import write_run
 from selfeval.labelling.label_file import LabelFile
+from selfeval.labelling.threshold_file import has_threshold
+from selfeval.runs.labelling import LabelTask
 from selfeval.serve.gate import Access
 from selfeval.serve.process import Application, listen
 from selfeval.view.app import make_view
@@ -59,7 +62,10 @@ def test_a_name_is_asked_before_a_pair_is_shown(run: Path) -> None:
     page = client_of(run).get(ADDRESS).text
     assert "Your name" in page
     assert "Reply 1" not in page
-    assert "Reply 1" in client_of(run, LabelDesk(rater="ann")).get(ADDRESS).text
+    # The name of the person who started the server is proposed, not assumed: it may be another one's browser.
+    page = client_of(run, LabelDesk(rater="ann")).get(ADDRESS).text
+    assert "Reply 1" not in page
+    assert 'name="rater" value="ann"' in page
 
 
 def test_the_pair_is_blind_and_escaped(run: Path) -> None:
@@ -154,9 +160,59 @@ def test_a_run_without_judged_test_pairs_says_so(tmp_path: Path) -> None:
 def test_pairs_of_a_rerun_are_read_anew(run: Path) -> None:
     desk = LabelDesk(rater="ann")
     client = client_of(run, desk)
-    assert "of 6" in client.get(ADDRESS).text
+    assert "of 6" in client.get(ADDRESS, params={"rater": "ann"}).text
     write_run(run, pairs=8)
-    assert "of 8" in client.get(ADDRESS).text
+    assert "of 8" in client.get(ADDRESS, params={"rater": "ann"}).text
+
+
+def test_an_answer_goes_to_the_person_of_the_browser(run: Path) -> None:
+    desk = LabelDesk(rater="ann")
+    bob = client_of(run, desk)
+    post(bob, "first", rater="bob")
+    bob.post(ADDRESS, data={**hidden(bob.get(ADDRESS).text), "choice": "tie"})
+    assert choices(run) == [("bob", "first"), ("bob", "tie")]
+
+
+def test_an_answer_about_texts_that_have_changed_is_not_saved(run: Path) -> None:
+    client = client_of(run)
+    form = {**hidden(client.get(ADDRESS, params={"rater": "ann"}).text), "choice": "first"}
+    write_run(run, better="fine")
+    answer = client.post(ADDRESS, data=form)
+    assert answer.status_code == 400
+    assert "have changed since they were shown; reload the page" in answer.text
+    assert choices(run) == []
+    post(client, "first")
+    assert choices(run) == [("ann", "first")]
+
+
+def test_people_who_answer_at_the_same_time_lose_nothing(run: Path) -> None:
+    """Eight raters, a thread each: every answer is saved, and the threshold is that of all labels."""
+    write_run(run, pairs=60)
+    desk = LabelDesk()
+
+    def answer_all(rater: str) -> None:
+        session = desk.session(run, rater)
+        while (shown := session.next_pair()) is not None:
+            session.answer(shown, "first" if shown.first.endswith("-r0") else "second")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(answer_all, [f"rater {n}" for n in range(8)]))
+    assert len(choices(run)) == 8 * 60
+    threshold = LabelTask(run).threshold()
+    assert threshold.value is not None
+    assert has_threshold(run, threshold)
+
+
+def test_sessions_belong_to_the_current_task_and_are_limited(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfeval.view.label_desk._MOST_SESSIONS", 2)
+    desk = LabelDesk()
+    ann = desk.session(run, "ann")
+    desk.session(run, "bob")
+    assert desk.session(run, "ann") is ann
+    desk.session(run, "cid")
+    assert desk.session(run, "ann") is ann, "bob was the one who had not answered for the longest time"
+    write_run(run, pairs=8)
+    assert desk.session(run, "ann").task is desk.task(run) is not ann.task
 
 
 # -- in a browser -------------------------------------------------------------------------------------------------------

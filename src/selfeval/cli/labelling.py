@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import typer
 
@@ -89,7 +89,8 @@ def _open_page(session: LabelSession, most: int | None, options: PageOptions) ->
 
     (name,) = OpenedRuns([session.task.folder]).named()
     desk = LabelDesk(session.rater, session.task.for_training, most)
-    show_pages([session.task.folder], options, f"run/{quote(name, safe='')}/label", desk)
+    page = f"run/{quote(name, safe='')}/label?{urlencode({'rater': session.rater})}"
+    show_pages([session.task.folder], options, page, desk)
 
 
 def _login() -> str:

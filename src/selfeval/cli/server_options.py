@@ -56,8 +56,15 @@ def server_address(listener: socket.socket) -> str:
 
 
 def page_link(listener: socket.socket, token: str | None, page: str = "") -> str:
-    """Return the link that opens the pages of `selfeval view`, or one of them, whose path is below `/view/`."""
-    return f"{server_address(listener)}/view/{page}" + ("" if token is None else f"?{urlencode({'token': token})}")
+    """Return the link that opens the pages of `selfeval view`, or one of them, whose path is below `/view/`.
+
+    Args:
+        listener: the socket of the server.
+        token: the token, which is added to the query; None without one.
+        page: Optional. Path of the page, perhaps with a query. Default: the list of runs.
+    """
+    link = f"{server_address(listener)}/view/{page}"
+    return link if token is None else f"{link}{'&' if '?' in page else '?'}{urlencode({'token': token})}"
 
 
 def say(text: str) -> None:

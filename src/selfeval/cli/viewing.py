@@ -85,7 +85,7 @@ def show_pages(
     Args:
         folders: run folders, or folders that contain some.
         options: options of the command line.
-        page: Optional. Path of the page to open, below `/view/`. Default: the list of runs.
+        page: Optional. Path of the page to open, below `/view/`, perhaps with a query. Default: the list of runs.
         desk: Optional. How pairs are labelled. Default: see `view_router`.
         may_be_missing: show a folder that does not exist when it appears. Default: False.
 

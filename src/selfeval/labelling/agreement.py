@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from selfeval.labelling.pairs import CurrentLabels, LabelPair, choice_on, people_choice
@@ -38,7 +39,7 @@ class Agreement:
         kappa: agreement between people on `first`, `second` and `tie`: Cohen's kappa for two of them, Krippendorff's alpha for
             more, on the pairs that several labelled; None for a single person.
         more_labels: number of further pairs that halve the width of the evaluator's interval; None without a decided pair.
-        unused: labels of texts that are not in the run any more.
+        unused: labels of texts that are not in the run any more, of an earlier queue, or after a pair that nobody answered.
     """
 
     pairs: int
@@ -82,18 +83,17 @@ class Answered:
 def answered_pairs(queue: Sequence[Draw], labels: CurrentLabels) -> list[Answered]:
     """Return the labelled and skipped pairs in the order of the queue, with their weights.
 
-    Pairs before the last of them that nobody answered (taken back, for example) are treated as not in the set.
+    Pairs after the first one that nobody answered (taken back, for example) are left out: the probability of each draw is known
+    only given all earlier draws.
 
     Args:
         queue: all pairs in the order of the draws.
-        labels: current labels by pair.
+        labels: current labels by pair, given in this order.
     """
-    answered = [draw for draw in queue if draw.pair.key in labels]
+    answered = list(takewhile(lambda draw: draw.pair.key in labels, queue))
     if not answered:
         return []
-    # In the order of successive draws, any subset of the pairs has the order of draws from that subset alone.
-    later = queue[queue.index(answered[-1]) + 1 :]
-    q_N = draw_probabilities([draw.weight for draw in (*answered, *later)], UNIFORM)
+    q_N = draw_probabilities([draw.weight for draw in queue], UNIFORM)
     weights = lure_weights(q_N[: len(answered)].tolist(), q_N.size).tolist()
     return [
         Answered(draw, people_choice(draw.pair, labels[draw.pair.key]), weight)
@@ -106,10 +106,12 @@ def measure_agreement(queue: Sequence[Draw], labels: CurrentLabels, given: int |
 
     Args:
         queue: all pairs in the order of the draws.
-        labels: current labels by pair.
-        given: Optional. Number of current labels, used or not. Default: none is unused.
+        labels: current labels by pair, given in this order.
+        given: Optional. Number of current labels, used or not. Default: that of `labels`.
     """
+    given = sum(map(len, labels.values())) if given is None else given
     answered = answered_pairs(queue, labels)
+    labels = {pair.draw.pair.key: labels[pair.draw.pair.key] for pair in answered}
     by_choice = Counter(pair.choice for pair in answered)
     labelled = [pair for pair in answered if _is_labelled(pair, labels)]
     raters = _raters(labels)
@@ -124,9 +126,9 @@ def measure_agreement(queue: Sequence[Draw], labels: CurrentLabels, given: int |
         evaluator=evaluator.figure,
         judge=_share([p for p in answered if p.draw.pair.probability is not None], _judge_preference).figure,
         judge_kept=_share([p for p in answered if p.draw.pair.state == VerdictState.KEPT], _judge_preference).figure,
-        kappa=_kappa([draw.pair for draw in queue if draw.pair.key in labels], labels) if len(raters) > 1 else None,
+        kappa=_kappa([pair.draw.pair for pair in answered], labels) if len(raters) > 1 else None,
         more_labels=labels_to_halve(evaluator, len(labelled)),
-        unused=0 if given is None else given - sum(map(len, labels.values())),
+        unused=given - sum(map(len, labels.values())),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +25,7 @@ LABELS = "labels.jsonl"
 """The file, in a run folder."""
 _LOCK = ".labels.lock"
 _PATIENCE = 30.0
-"""Seconds to wait for another process, which holds the lock for one append."""
+"""Seconds to wait for another process or thread, which holds the lock for one answer."""
 _POLL = 0.005
 """Seconds between two attempts. The default of the library, ten times as long, lets one of several processes starve."""
 _BLOCK = 1 << 16
@@ -70,20 +70,40 @@ class LabelFile:
             StorageError: the disk is full or not writable. The earlier labels are intact and this one is not saved.
             RunFolderError: the run folder was removed, or another process holds the lock of the file for half a minute.
         """
+        with self.writing() as append:
+            append(label)
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[Label], None]]:
+        """Hold the lock of the file, to write further files together with a label; yield the function that appends one.
+
+        Raises:
+            StorageError, RunFolderError: see `append`.
+        """
         if not self.path.parent.is_dir():  # taking the lock would create it again, without the run
             raise RunFolderError(f"{self.path.parent} was removed; move it back and answer again")
-        line = (json.dumps(to_json(label), ensure_ascii=False) + "\n").encode()
+        # A new object each time: two threads that share one would both hold the lock.
+        lock = FileLock(self._lock)
         try:
-            # A new object for each append: two threads that share one would both hold the lock.
-            lock = FileLock(self._lock)
-            with lock.acquire(timeout=_PATIENCE, poll_interval=_POLL), self._opened() as file:
-                end = _end_of_lines(file)
-                file.truncate(end)
-                _write(file, end, line)
+            lock.acquire(timeout=_PATIENCE, poll_interval=_POLL)
         except Timeout as error:
             raise RunFolderError(
                 f"another process has been writing {self.path} for {_PATIENCE:g} seconds; end it and answer again"
             ) from error
+        except OSError as error:
+            raise as_storage_error(self.path, error) from error
+        try:
+            yield self._append
+        finally:
+            lock.release()
+
+    def _append(self, label: Label) -> None:
+        line = (json.dumps(to_json(label), ensure_ascii=False) + "\n").encode()
+        try:
+            with self._opened() as file:
+                end = _end_of_lines(file)
+                file.truncate(end)
+                _write(file, end, line)
         except OSError as error:
             raise as_storage_error(self.path, error) from error
 

@@ -17,6 +17,7 @@ __all__ = [
     "choice_on",
     "current_labels",
     "key_of",
+    "latest_labels",
     "of_scored",
     "of_verdicts",
     "people_choice",
@@ -98,8 +99,28 @@ def of_verdicts(verdicts: Iterable[Verdict], questions: Mapping[str, str], repli
     ]
 
 
+def latest_labels(labels: Iterable[Label]) -> list[Label]:
+    """Return the latest label of each rater for each pair and its texts, without those that were taken back.
+
+    Args:
+        labels: labels in the order in which they were given.
+
+    Returns:
+        The labels in the same order.
+    """
+    latest: dict[tuple[str, PairKey, str], Label] = {}
+    for label in labels:
+        # With the texts: a label of new texts, whose ids a rerun has reused, is no answer to the earlier ones.
+        key = label.rater, key_of(label.question_id, label.first, label.second), label.texts
+        # Removed first: a replacement is the rater's most recent answer, and dictionaries keep the order of insertion.
+        latest.pop(key, None)
+        if label.choice != LabelChoice.UNDO:
+            latest[key] = label
+    return list(latest.values())
+
+
 def current_labels(labels: Iterable[Label], pairs: Iterable[LabelPair]) -> CurrentLabels:
-    """Return the latest label of each rater for each pair, without those that were taken back.
+    """Return the latest labels by pair; see `latest_labels`.
 
     Labels of other texts than those of the pairs are left out.
 
@@ -107,16 +128,12 @@ def current_labels(labels: Iterable[Label], pairs: Iterable[LabelPair]) -> Curre
         labels: labels in the order in which they were given.
         pairs: the pairs.
     """
-    known = {pair.key: pair.texts for pair in pairs}
-    latest: dict[PairKey, dict[str, Label]] = defaultdict(dict)
-    for label in labels:
+    known, found = {pair.key: pair.texts for pair in pairs}, defaultdict[PairKey, list[Label]](list)
+    for label in latest_labels(labels):
         key = key_of(label.question_id, label.first, label.second)
         if known.get(key) == label.texts:
-            # Removed first: a replacement is the rater's most recent answer, and dictionaries keep the order of insertion.
-            latest[key].pop(label.rater, None)
-            if label.choice != LabelChoice.UNDO:
-                latest[key][label.rater] = label
-    return {key: tuple(by_rater.values()) for key, by_rater in latest.items() if by_rater}
+            found[key].append(label)
+    return {key: tuple(on_pair) for key, on_pair in found.items()}
 
 
 def choice_on(pair: LabelPair, label: Label) -> LabelChoice:

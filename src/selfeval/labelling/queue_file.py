@@ -1,4 +1,8 @@
-"""label_queue.json: the queue as it was drawn, so that labels keep their probabilities if the evaluator is trained again."""
+"""label_queue.json: the queue as it was drawn, so that labels keep their probabilities if the evaluator is trained again.
+
+If the set of pairs changes, a new queue is drawn. The labels of the old one were drawn with probabilities that depend on pairs
+which are gone, so they count in no figure; its file is renamed to `label_queue-ID.json`.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,35 @@ from typing import Any
 from selfeval.errors import RunFolderError
 from selfeval.labelling.pairs import LabelPair, key_of
 from selfeval.labelling.queue import Draw
-from selfeval.store import read_object, write_json
+from selfeval.store import as_storage_error, fingerprint, read_object, write_json
 
-__all__ = ["QUEUE", "read_queue", "write_queue"]
+__all__ = ["QUEUE", "queue_id", "read_queue", "write_queue"]
 
 QUEUE = "label_queue.json"
 """The file, in a run folder; written with the first label."""
 _REMEDY = "restore it from a backup; without it, labels are weighted as if they were drawn with the current evaluator"
 
 
+def queue_id(queue: Sequence[Draw]) -> str:
+    """Return a fingerprint of the order and the probabilities of the draws, which does not change with the evaluator."""
+    return fingerprint([_as_json(draw) for draw in queue])
+
+
 def write_queue(folder: Path, queue: Sequence[Draw]) -> None:
-    """Write the queue atomically.
+    """Write the queue atomically, after renaming the file of an earlier one.
 
     Raises:
         StorageError: the disk is full or not writable.
+        RunFolderError: the file of the earlier queue is damaged.
     """
-    write_json(folder / QUEUE, {"draws": [_as_json(draw) for draw in queue]})
+    path = folder / QUEUE
+    if path.exists():
+        earlier = fingerprint(read_object(path, "draws", remedy=_REMEDY)["draws"])
+        try:
+            path.replace(path.with_stem(f"{path.stem}-{earlier}"))
+        except OSError as error:
+            raise as_storage_error(path, error) from error
+    write_json(path, {"draws": [_as_json(draw) for draw in queue]})
 
 
 def _as_json(draw: Draw) -> dict[str, Any]:

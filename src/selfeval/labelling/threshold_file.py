@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from selfeval.errors import RunFolderError
 from selfeval.quality.selective_risk import Threshold
 from selfeval.store import as_storage_error, content_hash, fingerprint, read_object, write_json
 
-__all__ = ["THRESHOLD", "saved_sure", "write_threshold"]
+__all__ = ["THRESHOLD", "has_threshold", "saved_sure", "write_threshold"]
 
 THRESHOLD = "label_threshold.json"
 """The file, in a run folder; only while the labels give a threshold."""
@@ -27,14 +28,32 @@ def write_threshold(folder: Path, threshold: Threshold) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    path = folder / THRESHOLD
-    if threshold.value is None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise as_storage_error(path, error) from error
+    if has_threshold(folder, threshold):
         return
-    values = {
+    path = folder / THRESHOLD
+    if threshold.value is not None:
+        write_json(path, _as_json(folder, threshold))
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise as_storage_error(path, error) from error
+
+
+def has_threshold(folder: Path, threshold: Threshold) -> bool:
+    """Return whether a threshold is the saved one; for one that no confidence passed, whether none is saved.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = folder / THRESHOLD
+    if threshold.value is None or not path.exists():
+        return threshold.value is None and not path.exists()
+    return read_object(path, remedy=_REMEDY) == _as_json(folder, threshold)
+
+
+def _as_json(folder: Path, threshold: Threshold) -> dict[str, Any]:
+    return {
         "sure": threshold.value,
         "error": threshold.error,
         "delta": threshold.delta,
@@ -42,8 +61,6 @@ def write_threshold(folder: Path, threshold: Threshold) -> None:
         "selected": threshold.selected,
         "evaluator": _evaluator(folder),
     }
-    if not path.exists() or read_object(path, remedy=_REMEDY) != values:
-        write_json(path, values)
 
 
 def saved_sure(folder: Path) -> float | None:

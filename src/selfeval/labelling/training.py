@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-from selfeval.labelling.label_file import LabelFile
-from selfeval.labelling.pairs import LabelPair, PairKey, current_labels, key_of, people_choice
-from selfeval.records import Label, LabelChoice
-from selfeval.store import file_hash, fingerprint
+from selfeval.labelling.pairs import LabelPair, PairKey, current_labels, latest_labels, people_choice
+from selfeval.records import Label, LabelChoice, to_json
+from selfeval.store import fingerprint
 
 __all__ = ["CONFIDENCE", "labels_key", "preferences", "training_key", "training_labels"]
 
 CONFIDENCE = 0.95
 """Confidence of a pair that a person labelled. Below 1, because people err too, and a soft label bounds the margin."""
-_NOT_TRAINED = (LabelChoice.SKIP, LabelChoice.UNDO)
 
 
 def training_labels(labels: Iterable[Label]) -> list[Label]:
     """Return the latest label for training of each rater for each pair, without skipped ones and those taken back."""
-    latest = {(one.rater, key_of(one.question_id, one.first, one.second)): one for one in labels if one.for_training}
-    return [label for label in latest.values() if label.choice not in _NOT_TRAINED]
+    latest = latest_labels(label for label in labels if label.for_training)
+    return [label for label in latest if label.choice != LabelChoice.SKIP]
 
 
 def preferences(pairs: Sequence[LabelPair], labels: Iterable[Label]) -> Mapping[PairKey, LabelChoice]:
@@ -35,18 +32,13 @@ def preferences(pairs: Sequence[LabelPair], labels: Iterable[Label]) -> Mapping[
     return {key: choice for key, choice in found.items() if choice is not None}
 
 
-def training_key(folder: Path) -> str:
-    """Return a fingerprint of the labels for training of a run folder, independent of their times; empty without any.
-
-    Raises:
-        RunFolderError: the file of labels is damaged.
-    """
-    found = training_labels(LabelFile(folder).read())
+def training_key(labels: Iterable[Label]) -> str:
+    """Return a fingerprint of the labels for training of a run, independent of their times; empty without any."""
+    found = training_labels(labels)
     rows = sorted([one.question_id, one.first, one.second, one.choice.value, one.rater, one.texts] for one in found)
     return fingerprint(rows) if rows else ""
 
 
-def labels_key(folder: Path) -> str:
-    """Return a fingerprint of all labels of a run folder; empty without any."""
-    path = LabelFile(folder).path
-    return file_hash(path)[:16] if path.is_file() and path.stat().st_size else ""
+def labels_key(labels: Sequence[Label]) -> str:
+    """Return a fingerprint of all labels of a run; empty without any."""
+    return fingerprint([to_json(label) for label in labels]) if labels else ""

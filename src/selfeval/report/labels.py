@@ -125,5 +125,5 @@ def label_sentences(labels: HumanLabels) -> list[str]:
     if labels.gold:
         found.append("This run has no other gold, so accuracies by gold are by people.")
     if labels.unused:
-        found.append(f"{labels.unused} labels are of texts that are not in the run any more, and are not used.")
+        found.append(f"{labels.unused} labels are of texts or of a set of pairs that the run no longer has, and are not used.")
     return found

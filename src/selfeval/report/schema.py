@@ -844,7 +844,7 @@ class HumanLabels(Part):
     labels: int
     """Labels of all people, without skipped pairs."""
     unused: int
-    """Labels of texts that are not in the run any more."""
+    """Labels that no figure uses: of texts that are not in the run any more, or of an earlier set of pairs."""
     for_training: int
     """Labels on pairs of training questions, which are trained on and count in no figure."""
     evaluator: _Figure

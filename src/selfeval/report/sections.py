@@ -666,7 +666,7 @@ def _labels(labels: HumanLabels | None) -> View | None:
                 ("People", labels.raters),
                 ("Labels", labels.labels),
                 ("Further pairs that halve the evaluator's interval", labels.more_labels),
-                ("Labels of texts that are gone", labels.unused),
+                ("Labels of other texts or pairs", labels.unused),
                 ("Labels for training, which count in no figure", labels.for_training),
             )
         ),

@@ -11,14 +11,24 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from selfeval.errors import InputError
+from selfeval.errors import InputError, RunFolderError, StorageError
 from selfeval.labelling.agreement import Agreement, answered_pairs, measure_agreement
 from selfeval.labelling.label_file import LabelFile
-from selfeval.labelling.pairs import CurrentLabels, LabelPair, PairKey, current_labels, key_of, of_scored, of_verdicts
+from selfeval.labelling.pairs import (
+    CurrentLabels,
+    LabelPair,
+    PairKey,
+    current_labels,
+    key_of,
+    latest_labels,
+    of_scored,
+    of_verdicts,
+)
 from selfeval.labelling.queue import Draw, draw_queue, is_turned, training_queue
-from selfeval.labelling.queue_file import read_queue, write_queue
+from selfeval.labelling.queue_file import QUEUE, queue_id, read_queue, write_queue
 from selfeval.labelling.threshold import label_threshold
-from selfeval.labelling.threshold_file import write_threshold
+from selfeval.labelling.threshold_file import has_threshold, write_threshold
+from selfeval.labelling.training import training_labels
 from selfeval.quality.selective_risk import Threshold
 from selfeval.records import Label, LabelChoice, Split
 from selfeval.runs.reader import RunReader
@@ -28,6 +38,12 @@ from selfeval.texts import visible
 __all__ = ["LabelSession", "LabelTask", "ShownPair"]
 
 _LONGEST_NAME = 100
+_SOURCES = ("evaluation/scored.jsonl", "evaluation/figures.json", "verdicts/manifest.json")
+"""Files whose change gives a task other pairs or other scores."""
+
+FileState = tuple[int, int] | None
+"""Time of the last change in ns, and size; None without a file."""
+_AGAIN = "reload the page, or run the command again; this answer was not saved"
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class ShownPair:
         first, second: ids of the replies, in the order shown.
         question: text of the question.
         first_text, second_text: texts of the replies, in the order shown.
+        texts: fingerprint of the three texts, which an answer gives back: an answer is about texts, and ids may be reused.
     """
 
     question_id: str
@@ -47,6 +64,22 @@ class ShownPair:
     question: str
     first_text: str
     second_text: str
+    texts: str
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The labels as they were read from a state of the file.
+
+    Attributes:
+        state: the state of the file.
+        latest: the latest labels, used or not, in the order in which they were given.
+        current: those of the pairs of the task, in its order, by pair.
+    """
+
+    state: FileState
+    latest: Sequence[Label]
+    current: CurrentLabels
 
 
 class LabelTask:
@@ -67,6 +100,10 @@ class LabelTask:
     def __init__(self, folder: str | Path, *, for_training: bool = False) -> None:
         self._reader, self.for_training = RunReader(folder), for_training
         self.folder, self.file = self._reader.folder, LabelFile(self._reader.folder)
+        # Before the files are read: a change while they are read is noticed, too.
+        self._sources, self._queue_state = self._source_states(), _state(self.folder / QUEUE)
+        self._is_queue_saved = False
+        self._known: _Given | None = None
         self._questions = {question.id: question.text for question in self._reader.records("questions")}
         self._replies = {reply.id: reply.text for reply in self._reader.records("replies")}
         self.queue: Sequence[Draw] = [] if for_training else self._drawn()
@@ -75,6 +112,7 @@ class LabelTask:
     def _drawn(self) -> list[Draw]:
         pairs = of_scored(self._reader.records("scored"), self._questions, self._replies)
         saved = read_queue(self.folder, pairs)
+        self._is_queue_saved = saved is not None
         return draw_queue(pairs, self.temperature, self._reader.config.seed) if saved is None else saved
 
     def _training_pairs(self) -> list[LabelPair]:
@@ -89,37 +127,58 @@ class LabelTask:
         return float(read_object(path, "evaluator")["evaluator"]["temperature"])
 
     @cached_property
+    def queue_id(self) -> str:
+        """Fingerprint of the order of the pairs, saved with each label; empty for labels for training, which need none."""
+        return "" if self.for_training else queue_id(self.queue)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the files from which the task was read, and the saved queue, are unchanged."""
+        return self._source_states() == self._sources and _state(self.folder / QUEUE) == self._queue_state
+
+    def _source_states(self) -> list[FileState]:
+        return [_state(self.folder / name) for name in _SOURCES]
+
+    @cached_property
     def _by_key(self) -> dict[PairKey, LabelPair]:
         return {pair.key: pair for pair in self.pairs}
 
     # -- labels ---------------------------------------------------------------------------------------------------------
 
     def labels(self) -> CurrentLabels:
-        """Return the current labels by pair; the file is read anew.
+        """Return the current labels by pair; the file is read anew if it has changed.
 
         Raises:
             RunFolderError: a line of the file is damaged.
         """
-        return current_labels(self._given(), self.pairs)
+        return self._given().current
 
-    def _given(self) -> list[Label]:
-        return [label for label in self.file.read() if label.for_training == self.for_training]
+    def _given(self) -> _Given:
+        known, state = self._known, _state(self.file.path)
+        if known is None or known.state != state:
+            latest = latest_labels(label for label in self.file.read() if label.for_training == self.for_training)
+            in_order = [label for label in latest if label.queue == self.queue_id]
+            known = self._known = _Given(state, latest, current_labels(in_order, self.pairs))
+        return known
+
+    def last_label(self, rater: str) -> Label | None:
+        """Return the most recent of a rater's current labels; None without one."""
+        given = self._given()
+        current = {label for on_pair in given.current.values() for label in on_pair if label.rater == rater}
+        return next((label for label in reversed(given.latest) if label in current), None)
 
     def count_for_training(self) -> int:
         """Return the number of labels for training that were not taken back or skipped."""
-        latest = {
-            (one.rater, key_of(one.question_id, one.first, one.second)): one for one in self.file.read() if one.for_training
-        }
-        return sum(one.choice not in (LabelChoice.SKIP, LabelChoice.UNDO) for one in latest.values())
+        return len(training_labels(self.file.read()))
 
     def shown(self, pair: LabelPair, rater: str) -> ShownPair:
         """Return a pair with its texts, in a random order that is the same whenever this rater sees it."""
         turned = is_turned(pair, rater, self._reader.config.seed)
         first, second = (pair.second, pair.first) if turned else (pair.first, pair.second)
         texts = self._questions[pair.question_id], self._replies[first], self._replies[second]
-        return ShownPair(pair.question_id, first, second, *texts)
+        return ShownPair(pair.question_id, first, second, *texts, pair.texts)
 
-    def record(self, rater: str, question_id: str, first: str, second: str, choice: LabelChoice | str) -> Label:
+    def record(self, rater: str, question_id: str, first: str, second: str, choice: LabelChoice | str, *, texts: str) -> Label:
         """Save an answer, and the threshold that now follows from the labels.
 
         Args:
@@ -128,29 +187,54 @@ class LabelTask:
             first: id of the reply that was shown first.
             second: id of the other one.
             choice: `first`, `second`, `tie`, `skip` or `undo`.
+            texts: fingerprint of the texts that the person saw (`ShownPair.texts`).
 
         Raises:
-            InputError: there is no such pair or choice.
-            StorageError: the answer cannot be written, and is not saved.
+            InputError: there is no such pair or choice, or the run has changed since the pair was shown; nothing is saved.
+            StorageError: the answer cannot be written, and is not saved; or, if the message says so, only the threshold cannot.
         """
         pair = self._by_key.get(key_of(question_id, first, second))
         if pair is None:
             raise InputError(f"the replies {first} and {second} to question {question_id} are not among the pairs to label")
+        if pair.texts != texts:
+            raise InputError(f"the question {question_id} or its replies have changed since they were shown; {_AGAIN}")
         label = Label(
             *(question_id, first, second, _choice(choice), rater),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             for_training=self.for_training,
             texts=pair.texts,
+            queue=self.queue_id,
         )
-        self._save_queue()
-        self.file.append(label)
-        self.save_threshold()
+        # One lock for all three files: otherwise an older threshold of another rater could replace a newer one.
+        with self.file.writing() as append:
+            self._refuse_changes()
+            self._save_queue()
+            append(label)
+            self._update_threshold()
         return label
+
+    def _refuse_changes(self) -> None:
+        if self._source_states() != self._sources:
+            raise InputError(f"the pairs or the evaluator of {self.folder} have changed since they were read; {_AGAIN}")
 
     def _save_queue(self) -> None:
         # Before the first label: afterwards its probability could no longer be known.
-        if not self.for_training and read_queue(self.folder, self.pairs) is None:
+        path = self.folder / QUEUE
+        if self.for_training or (self._is_queue_saved and _state(path) == self._queue_state):
+            return
+        saved = read_queue(self.folder, self.pairs)
+        if saved is None:
             write_queue(self.folder, self.queue)
+        elif queue_id(saved) != self.queue_id:
+            raise InputError(f"another process has saved another order of the pairs in {path}; {_AGAIN}")
+        self._queue_state, self._is_queue_saved = _state(path), True
+
+    def _update_threshold(self) -> None:
+        try:
+            if not self.for_training:
+                write_threshold(self.folder, self.threshold())
+        except (RunFolderError, StorageError) as error:
+            raise StorageError(f"the answer is saved, but the threshold that follows from it is not: {error}") from error
 
     # -- figures --------------------------------------------------------------------------------------------------------
 
@@ -162,9 +246,7 @@ class LabelTask:
         """
         self._refuse_training()
         given = self._given()
-        latest = {(one.rater, key_of(one.question_id, one.first, one.second)): one.choice for one in given}
-        standing = sum(choice != LabelChoice.UNDO for choice in latest.values())
-        return measure_agreement(self.queue, current_labels(given, self.pairs), standing)
+        return measure_agreement(self.queue, given.current, len(given.latest))
 
     def threshold(self) -> Threshold:
         """Choose the evaluator's threshold from all labels so far.
@@ -181,7 +263,10 @@ class LabelTask:
         Raises:
             StorageError: the file cannot be written.
         """
-        if not self.for_training:
+        # Without the lock, which a folder that is only readable cannot have, if there is nothing to write.
+        if self.for_training or has_threshold(self.folder, self.threshold()):
+            return
+        with self.file.writing():
             write_threshold(self.folder, self.threshold())
 
     def _refuse_training(self) -> None:
@@ -233,7 +318,7 @@ class LabelSession:
 
     def answer(self, shown: ShownPair, choice: LabelChoice | str) -> Label:
         """Save the answer to a pair; a second answer replaces the first. See `LabelTask.record`."""
-        return self.task.record(self.rater, shown.question_id, shown.first, shown.second, choice)
+        return self.task.record(self.rater, shown.question_id, shown.first, shown.second, choice, texts=shown.texts)
 
     def undo(self) -> ShownPair | None:
         """Take back this rater's most recent answer.
@@ -241,15 +326,20 @@ class LabelSession:
         Returns:
             The pair, which is next again; None if there is no answer to take back.
         """
-        labels = [label for on_pair in self.task.labels().values() for label in on_pair if label.rater == self.rater]
-        given = self.task.file.read()
-        # By the place in the file: several answers may have the same second.
-        last = max(labels, key=lambda label: max(n for n, one in enumerate(given) if one == label), default=None)
+        last = self.task.last_label(self.rater)
         if last is None:
             return None
-        self.task.record(self.rater, last.question_id, last.first, last.second, LabelChoice.UNDO)
+        self.task.record(self.rater, last.question_id, last.first, last.second, LabelChoice.UNDO, texts=last.texts)
         pair = next(p for p in self.task.pairs if p.key == key_of(last.question_id, last.first, last.second))
         return self.task.shown(pair, self.rater)
+
+
+def _state(path: Path) -> FileState:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def _choice(value: LabelChoice | str) -> LabelChoice:

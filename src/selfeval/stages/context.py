@@ -20,7 +20,7 @@ from selfeval.judging.protocol import Judge, JudgeFit
 from selfeval.judging.server.cache import ANSWERS
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
-from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
+from selfeval.records import Label, Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.rollout.engines import RolloutEngine, make_engine
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.judge_fit import FIT_FILE, read_fit
@@ -59,6 +59,7 @@ class Context:
         allow_code_execution: run code in replies with the unit tests of a gold file; set by the user on the command line.
         restart: whether the user agrees to set aside finished or partial work that has to be redone.
         force: continue although a check found that the result cannot be useful.
+        labels: labels of people as they were when the current stage began, which its fingerprint of the inputs covers.
         executor_of: returns the executor of a stage that writes shards. Default: shards are computed in this process.
     """
 
@@ -71,6 +72,7 @@ class Context:
     allow_code_execution: bool = False
     restart: bool = False
     force: bool = False
+    labels: Sequence[Label] = ()
     executor_of: Callable[[Context], Executor] = in_process
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import reduce
 from operator import getitem
@@ -15,8 +15,9 @@ from selfeval.config import BackboneConfig, EndpointConfig, RunConfig, VerdictsC
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
+from selfeval.labelling.label_file import LabelFile
 from selfeval.labelling.training import labels_key, training_key
-from selfeval.records import Split
+from selfeval.records import Label, Split
 from selfeval.runs.judge_fit import FIT_FILE
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
@@ -30,7 +31,7 @@ from selfeval.stages.judge_probe import PROBE_FILE
 from selfeval.store import Expected, Ledger, Output, fingerprint
 from selfeval.training.step_evaluator import STEP_EVALUATOR
 
-__all__ = ["STAGES", "Edge", "Stage", "input_fingerprints", "ledger_of", "source_of", "stage_keys"]
+__all__ = ["STAGES", "Edge", "Stage", "input_fingerprints", "ledger_of", "source_of", "stage_keys", "with_labels"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Stage:
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
         gathers: whether it only combines the output of other stages, and is overwritten when that changes.
         computes: whether it runs the model. Default: yes.
-        labels: returns a fingerprint of the labels of people that it reads, from the folder of the round; empty without any.
+        labels: returns a fingerprint of the labels of people that it reads, from all labels of the round; empty without any.
         wanted: whether it is a stage of a run. The stages after it read the one before it if it is not. Default: of every run.
     """
 
@@ -80,7 +81,7 @@ class Stage:
     trains: bool = False
     gathers: bool = False
     computes: bool = True
-    labels: Callable[[Path], str] | None = None
+    labels: Callable[[Sequence[Label]], str] | None = None
     wanted: Callable[[RunConfig], bool] = lambda config: True
 
     def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
@@ -209,15 +210,28 @@ STAGES: tuple[Stage, ...] = (
 def ledger_of(context: Context) -> Ledger:
     """Return the ledger of a round, with the configuration and the inputs that its stages should have."""
     root, config = context.store.root, context.config
-    keys = stage_keys(config, context.seeds, context.round, context.day)
+    keys, labels = stage_keys(config, context.seeds, context.round, context.day), LabelFile(root).read()
     expected = {
         stage.name: Expected(
-            keys[stage.name], _outputs_read(context, stage), stage.owned_paths(root, config), _labels_read(context, stage)
+            keys[stage.name], _outputs_read(context, stage), stage.owned_paths(root, config), _labels_read(labels, stage)
         )
         for stage in STAGES
         if stage.wanted(config)
     }
     return Ledger(root, expected)
+
+
+def with_labels(ledger: Ledger, context: Context, stage: Stage) -> Ledger:
+    """Return the ledger with the labels of people as they are now, which the stage reads from the context.
+
+    People may label while the stages before it run, so those at the start of the round would be too old. They are read once:
+    the fingerprint is that of the labels that are used.
+    """
+    if stage.labels is None:
+        return ledger
+    context.labels = LabelFile(ledger.root).read()
+    expected = replace(ledger.expected[stage.name], added=_labels_read(context.labels, stage))
+    return Ledger(ledger.root, {**ledger.expected, stage.name: expected})
 
 
 def source_of(name: str, config: RunConfig) -> str:
@@ -241,8 +255,8 @@ def _outputs_read(context: Context, stage: Stage) -> list[Output | int]:
     return found
 
 
-def _labels_read(context: Context, stage: Stage) -> list[str]:
-    key = stage.labels(context.store.root) if stage.labels else ""
+def _labels_read(labels: Sequence[Label], stage: Stage) -> list[str]:
+    key = stage.labels(labels) if stage.labels else ""
     return [key] if key else []  # without labels, a run keeps the fingerprints that it had before there were any
 
 

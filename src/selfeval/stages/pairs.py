@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from selfeval.config import RunConfig
 from selfeval.errors import LoopError
 from selfeval.evaluation.judge_probe import diagnose, probe_sentences
-from selfeval.labelling.label_file import LabelFile
 from selfeval.labelling.pairs import PairKey, key_of, of_verdicts
 from selfeval.labelling.training import CONFIDENCE, preferences, training_labels
 from selfeval.records import LabelChoice, Pair, Question, Reply, Split, Verdict, VerdictState
@@ -47,7 +46,7 @@ def run(context: Context) -> dict[str, int]:
 
 def _preferences(context: Context) -> Mapping[PairKey, LabelChoice]:
     """Return the preferences of people on pairs of training questions."""
-    labels = training_labels(LabelFile(context.store.root).read())
+    labels = training_labels(context.labels)
     if not labels:
         return {}
     verdicts = [verdict for verdict in context.store.read("verdicts", Verdict) if verdict.split == Split.TRAIN]

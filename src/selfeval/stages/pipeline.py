@@ -18,7 +18,7 @@ from selfeval.stages import report
 from selfeval.stages.changes import agree, loss_of, what_changed
 from selfeval.stages.context import Context
 from selfeval.stages.gold import check_domain
-from selfeval.stages.graph import STAGES, Stage, input_fingerprints, ledger_of
+from selfeval.stages.graph import STAGES, Stage, input_fingerprints, ledger_of, with_labels
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates
 from selfeval.stages.trackers import check_installed
 from selfeval.store import RUN_SCHEMA, Changed, Damaged, Expected, Fresh, Ledger, Missing, RunStore, State
@@ -189,6 +189,7 @@ def _keep_templates(context: Context) -> None:
 
 def _bring_up_to_date(context: Context, stage: Stage, ledger: Ledger) -> bool:
     """Run a stage unless it is fresh. Return True if it ran."""
+    ledger = with_labels(ledger, context, stage)
     state = ledger.state(stage.name)
     if isinstance(state, Fresh):
         return False

@@ -10,8 +10,8 @@ from selfeval.runs.labelling import LabelSession, LabelTask
 
 __all__ = ["LabelDesk"]
 
-_READ = ("evaluation/scored.jsonl", "evaluation/figures.json", "verdicts/manifest.json")
-"""Files that a task is read from; when one of them changes, it is read again."""
+_MOST_SESSIONS = 1000
+"""Sessions that are kept. A name in an address begins one, so their number needs a limit."""
 
 
 @dataclass
@@ -27,23 +27,21 @@ class LabelDesk:
     rater: str = ""
     for_training: bool = False
     most: int | None = None
-    _tasks: dict[Path, tuple[object, LabelTask]] = field(default_factory=dict, repr=False)
+    _tasks: dict[Path, LabelTask] = field(default_factory=dict, repr=False)
     _sessions: dict[tuple[Path, str], LabelSession] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def task(self, folder: Path) -> LabelTask:
-        """Return the pairs of a run to label.
+        """Return the pairs of a run to label, read again if its files have changed.
 
         Raises:
             RunFolderError: there are none yet, or a file is damaged.
         """
         with self._lock:
-            state = [_state(folder / name) for name in _READ]
             known = self._tasks.get(folder)
-            if known is None or known[0] != state:
-                known = self._tasks[folder] = state, LabelTask(folder, for_training=self.for_training)
-                self._sessions = {key: session for key, session in self._sessions.items() if key[0] != folder}
-            return known[1]
+            if known is None or not known.is_current:
+                known = self._tasks[folder] = LabelTask(folder, for_training=self.for_training)
+            return known
 
     def session(self, folder: Path, rater: str) -> LabelSession:
         """Return the session of a rater.
@@ -55,14 +53,11 @@ class LabelDesk:
         task = self.task(folder)
         with self._lock:
             key = folder, rater.strip()
-            if key not in self._sessions:
-                self._sessions[key] = LabelSession(task, rater, self.most)
-            return self._sessions[key]
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_mtime_ns, found.st_size
+            # Removed and inserted: the first key is the session that was not used for the longest time.
+            known = self._sessions.pop(key, None)
+            # Another thread may have read the run again in between, so the task is compared, too.
+            session = known if known is not None and known.task is task else LabelSession(task, rater, self.most)
+            self._sessions[key] = session
+            if len(self._sessions) > _MOST_SESSIONS:
+                del self._sessions[next(iter(self._sessions))]
+            return session

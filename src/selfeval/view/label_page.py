@@ -39,7 +39,8 @@ def _desk(request: Request) -> LabelDesk:
 def label_page(run: str, request: Request, rater: str = "") -> HTMLResponse:
     """Show the next pair of a rater, or ask for the rater's name."""
     desk, folder = _desk(request), opened_runs(request).reader(run).folder
-    name = (rater or desk.rater or unquote(request.cookies.get(_COOKIE, ""))).strip()
+    # The name of the desk is that of the person who started the server, and others may open the page.
+    name = (rater or unquote(request.cookies.get(_COOKIE, ""))).strip()
     shared = {"title": f"Label {run}", "run": run, "tab": "label", "rater": name, "desk": desk}
     try:
         task = desk.task(folder)
@@ -76,8 +77,8 @@ def _save(run: str, request: Request, given: dict[str, str]) -> None:
     if given["choice"] == "undo":
         session.undo()
         return
-    question_id, first, second = (given.get(name, "") for name in ("question_id", "first", "second"))
-    session.task.record(session.rater, question_id, first, second, given["choice"])
+    question_id, first, second, texts = (given.get(name, "") for name in ("question_id", "first", "second", "texts"))
+    session.task.record(session.rater, question_id, first, second, given["choice"], texts=texts)
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------
