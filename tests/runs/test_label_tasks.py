@@ -56,7 +56,7 @@ def test_a_task_whose_run_has_changed_saves_nothing(run: Path) -> None:
     write_run(run, pairs=7)
     answer(LabelTask(run), "bob", 1)
     queue = (run / QUEUE).read_bytes()
-    with pytest.raises(InputError, match="pairs or the evaluator of .* have changed since they were read"):
+    with pytest.raises(InputError, match=r"pairs or the evaluator of .* have changed since they were read"):
         session.answer(shown, "first")
     assert [label.rater for label in LabelFile(run).read()] == ["bob"]
     assert (run / QUEUE).read_bytes() == queue
