@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from documents.pdf_files import pdf
 from selfeval.documents.reading import read_documents
 from selfeval.errors import DataError, InputError, MissingPackageError
 
@@ -61,9 +62,6 @@ def test_a_link_that_is_named_is_followed(tmp_path: Path) -> None:
 
 
 def test_pdf_files_are_skipped_for_the_same_reasons(tmp_path: Path) -> None:
-    pytest.importorskip("pypdf")
-    from documents.pdf_files import pdf
-
     (tmp_path / "good.pdf").write_bytes(pdf([["Text."]]))
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 nothing")
     (tmp_path / "empty.pdf").write_bytes(b"")
