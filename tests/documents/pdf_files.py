@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 __all__ = ["pdf"]
 
 
-def pdf(pages: Sequence[Sequence[str]]) -> bytes:
+def pdf(pages: Sequence[Sequence[str]], to_unicode: Mapping[str, str] | None = None) -> bytes:
     """Return a PDF file.
 
     Args:
         pages: lines of each page, in ASCII; an empty line leaves a gap.
+        to_unicode: for characters, the hexadecimal UTF-16 to which the font maps them. Default: none.
     """
-    font = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"
+    last = 4 + 2 * len(pages)
+    mapped = f"/ToUnicode {last} 0 R " if to_unicode else ""
+    font = f"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica {mapped}>>".encode()
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -25,8 +28,18 @@ def pdf(pages: Sequence[Sequence[str]]) -> bytes:
         objects.append(f"{page}/Resources << /Font << /F1 3 0 R >> >> >>".encode())
         shown = "".join(f"({_escaped(line)}) Tj T*\n" for line in lines)
         text = f"BT /F1 12 Tf 14 TL 50 750 Td\n{shown}ET".encode("ascii")
-        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(text), text))
-    return _file(objects)
+        objects.append(_stream(text))
+    return _file([*objects, _stream(_map(to_unicode))] if to_unicode else objects)
+
+
+def _stream(content: bytes) -> bytes:
+    return b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content)
+
+
+def _map(to_unicode: Mapping[str, str]) -> bytes:
+    """Return a CMap (ISO 32000-1, 9.10.3)."""
+    lines = "".join(f"<{ord(char):02X}> <{code}>\n" for char, code in to_unicode.items())
+    return f"1 begincodespacerange\n<00> <FF>\nendcodespacerange\n{len(to_unicode)} beginbfchar\n{lines}endbfchar".encode()
 
 
 def _escaped(line: str) -> str:

@@ -118,6 +118,30 @@ def test_a_sentence_over_the_limit_is_cut_at_a_space_or_a_comma() -> None:
     ]
 
 
+def test_a_sentence_over_the_limit_is_cut_at_a_line_break_if_one_is_near_the_end() -> None:
+    table = paragraph("alpha 3\nbeta 4 gamma 5\ndelta 6 and more", 2)
+    found = chunks_of(document(table), 26, len)
+    assert [(chunk.text, chunk.first, chunk.last) for chunk in found] == [
+        ("alpha 3\nbeta 4 gamma 5", 2, 3),
+        ("delta 6 and more", 4, 4),
+    ]
+
+
+def test_the_time_of_a_long_table_is_linear_in_its_length() -> None:
+    def counted(lines: int) -> int:
+        seen = 0
+
+        def count(text: str) -> int:
+            nonlocal seen
+            seen += len(text)
+            return len(text) // 4
+
+        chunks_of(document(paragraph("\n".join(f"part {n:06} costs {n % 90}, in stock" for n in range(lines)))), 256, count)
+        return seen
+
+    assert counted(4000) < 2.2 * counted(2000)
+
+
 def test_a_limit_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="limit must be positive, got 0"):
         chunks_of(document(paragraph("One.")), 0, words)

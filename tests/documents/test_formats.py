@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 
+import pypdf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,28 @@ def test_html_has_the_text_that_a_reader_sees() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("page", "texts"),
+    [
+        ("<head><title>No</title><meta charset=utf-8><body><p>a</p>", ["a"]),
+        ("<head><title>No</title><p>a</p><p>b</p>", ["a", "b"]),
+        ("<p>a</p><noscript><iframe src=x></noscript><p>b</p>", ["a", "b"]),
+        ("<nav><select><option>No</nav><p>b</p>", ["b"]),
+        ("<nav>No<nav>No</nav>No</nav><p>b</p>", ["b"]),
+        ("<button>a<p>b</p>", ["a", "b"]),
+    ],
+)
+def test_elements_that_are_not_closed_do_not_hide_the_rest_of_a_page(page: str, texts: list[str]) -> None:
+    assert [block.text for block in html_blocks(page)] == texts
+
+
+def test_the_mark_of_an_item_is_before_its_first_text() -> None:
+    page = (
+        "<ul><li><p>one</p><p>more</p></li><li>\n<div>two</div></li><li></li></ul><p>text</p><ul><li><h2>Title</h2>three</ul>"
+    )
+    assert [block.text for block in html_blocks(page)] == ["- one", "more", "- two", "text", "Title", "three"]
+
+
 @given(st.lists(st.sampled_from([*"ab <>/&;!-\n", "<p>", "</p>", "<script>", "</script>", "<!--", "-->", "<h2>"]), max_size=60))
 def test_any_html_can_be_read(parts: list[str]) -> None:
     blocks = html_blocks("".join(parts))
@@ -118,13 +142,11 @@ def test_lines_of_chinese_are_joined_without_a_space() -> None:
 
 
 def test_the_text_of_a_pdf_file() -> None:
-    pytest.importorskip("pypdf")
     found = pdf_blocks(pdf([["A bike costs (for a day)", "12 euros."], ["Bring it back."]]))
     assert found == [Block("A bike costs (for a day) 12 euros.", 1, 1), Block("Bring it back.", 2, 2)]
 
 
 def encrypted(password: str) -> bytes:
-    pypdf = pytest.importorskip("pypdf")
     writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf([["A secret."]])))
     writer.encrypt(user_password=password, owner_password="owner", algorithm="RC4-128")
     data = io.BytesIO()
@@ -138,9 +160,37 @@ def test_an_encrypted_pdf_is_refused_unless_its_password_is_empty() -> None:
     assert pdf_blocks(encrypted("")) == [Block("A secret.", 1, 1)]
 
 
+def test_a_pdf_that_needs_another_package_names_it() -> None:
+    encryption = (
+        f"<< /Filter /Standard /V 5 /R 6 /Length 256 /P -4 /O <{'00' * 48}> /U <{'00' * 48}> /OE <{'00' * 32}> "
+        f"/UE <{'00' * 32}> /Perms <{'00' * 16}> "
+        f"/CF << /StdCF << /CFM /AESV3 /Length 32 /AuthEvent /DocOpen >> >> /StmF /StdCF /StrF /StdCF >>"
+    )
+    aes = pdf([["A secret."]]).replace(b"/Root 1 0 R", f"/Root 1 0 R /ID [<00> <00>] /Encrypt {encryption}".encode())
+    # Where the package is installed, the method is known and the password is wrong.
+    has_aes = any(find_spec(name) for name in ("cryptography", "Crypto"))
+    expected = (
+        "is encrypted; save it without a password" if has_aes else r"needs another package .*AES.* install pypdf\[crypto\]"
+    )
+    with pytest.raises(DataError, match=expected):
+        pdf_blocks(aes)
+
+
+def test_characters_that_no_tokenizer_takes_are_replaced() -> None:
+    # The font maps A to a lone surrogate, B to NUL, C and D to the two surrogates of a thumb.
+    found = pdf_blocks(pdf([["xAyBz CD"]], to_unicode={"A": "D83D", "B": "0000", "C": "D83D", "D": "DC4D"}))
+    assert [block.text for block in found] == ["x\ufffdyz \U0001f44d"]
+
+
+def test_a_pdf_with_too_much_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfeval.documents.pdf._LONGEST", 30)
+    assert pdf_blocks(pdf([["A bike costs 3."], ["Two cost 6."]]))
+    with pytest.raises(DataError, match="is too large: it has over 30 characters of text"):
+        pdf_blocks(pdf([["A bike costs 3."], ["Two bikes cost 6."]]))
+
+
 @pytest.mark.parametrize("cut", [0.05, 0.5])
 def test_a_damaged_pdf_is_refused(cut: float) -> None:
-    pytest.importorskip("pypdf")
     whole = pdf([["A bike costs 12 euros."]])
     with pytest.raises(DataError, match="is damaged"):
         pdf_blocks(whole[: int(len(whole) * cut)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from documents.pdf_files import pdf
 from selfeval.documents.reading import read_documents
 from selfeval.errors import DataError, InputError, MissingPackageError
 
@@ -46,6 +47,21 @@ def test_files_that_cannot_be_read_are_skipped_with_a_reason(tmp_path: Path) -> 
     assert "is a named pipe or a device" in reasons["pipe.txt"]
 
 
+def test_documents_of_the_same_name_are_named_with_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bikes/index.md", "bikes/fees.md", "help/index.md", "more/help/index.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"Text of {name}.")
+    read = read_documents([Path("bikes"), Path("help"), Path("more")])
+    # help/index.md of the folder more has the name that another document gets, and so its folder too.
+    assert {document.name: document.blocks[0].text for document in read.documents} == {
+        "fees.md": "Text of bikes/fees.md.",
+        "bikes/index.md": "Text of bikes/index.md.",
+        "help/index.md": "Text of help/index.md.",
+        "more/help/index.md": "Text of more/help/index.md.",
+    }
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_an_unreadable_file_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("Text.")
@@ -61,9 +77,6 @@ def test_a_link_that_is_named_is_followed(tmp_path: Path) -> None:
 
 
 def test_pdf_files_are_skipped_for_the_same_reasons(tmp_path: Path) -> None:
-    pytest.importorskip("pypdf")
-    from documents.pdf_files import pdf
-
     (tmp_path / "good.pdf").write_bytes(pdf([["Text."]]))
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 nothing")
     (tmp_path / "empty.pdf").write_bytes(b"")

@@ -12,10 +12,12 @@ import pytest
 
 import bigram_chat
 from selfeval.config import RunConfig
+from selfeval.documents import progress as progress_module
 from selfeval.documents import questions as questions_module
 from selfeval.documents.chunks import Chunk
 from selfeval.documents.progress import Progress
-from selfeval.documents.questions import in_turn
+from selfeval.documents.questions import complete_reply, in_turn
+from selfeval.documents.reading import read_documents
 from selfeval.documents.seeding import Seeded, check_target, seeds_from_documents
 from selfeval.errors import DataError, InputError, LoopError
 from selfeval.quality.dedupe import NearDuplicates
@@ -63,7 +65,8 @@ def config(model: Path, *assignments: str) -> RunConfig:
 
 def write(model: Path, documents: Path, target: Path, *assignments: str, **changes: Any) -> Seeded:
     options: dict[str, Any] = {"count": 10, "chunk_tokens": None, "checks_replies": False, **changes}
-    return seeds_from_documents(config(model, *assignments), [documents], target, terminal=Terminal(quiet=True), **options)
+    read = read_documents([documents])
+    return seeds_from_documents(config(model, *assignments), read, target, terminal=Terminal(quiet=True), **options)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -126,6 +129,40 @@ def test_an_interrupted_command_resumes(model: Path, documents: Path, tmp_path: 
     assert not target.with_name("seeds.jsonl.partial").exists()
 
 
+def test_a_command_that_is_killed_between_its_two_files_resumes(
+    model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the default `attempts` and these words, some of 12 questions are dropped.
+    whole, target = tmp_path / "whole.jsonl", tmp_path / "seeds.jsonl"
+    write(model, documents, whole, count=12)
+    write_file, written = progress_module.write_file, []
+
+    def killed(path: Path, content: str) -> None:
+        if path == target:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write_file(path, content)
+
+    monkeypatch.setattr(progress_module, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(model, documents, target, count=12)
+    assert written[-1] == "seeds.dropped.jsonl"
+    monkeypatch.setattr(progress_module, "write_file", write_file)
+    write(model, documents, target, count=12)
+    assert target.read_text() == whole.read_text()
+    assert (tmp_path / "seeds.dropped.jsonl").read_text() == (tmp_path / "whole.dropped.jsonl").read_text()
+
+
+def test_another_precision_does_not_resume(
+    model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "remove", lambda self: None)
+    write(model, documents, tmp_path / "seeds.jsonl", count=2)
+    (tmp_path / "seeds.jsonl").unlink()
+    with pytest.raises(DataError, match="another model or other settings"):
+        write(model, documents, tmp_path / "seeds.jsonl", "backbone.precision=bf16", count=2)
+
+
 def test_a_lower_count_takes_the_first_questions(
     model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,8 +179,11 @@ def test_without_a_usable_question_the_drops_are_kept(documents: Path, tmp_path:
     stating = bigram_chat.write(tmp_path / "stating", ["The city bike is at the station.", "The helmet is at the depot."])
     with pytest.raises(LoopError, match=r"none of 4 questions about 12 passages was usable \(no_question_mark 4"):
         write(stating, documents, tmp_path / "seeds.jsonl", count=1)
-    assert not (tmp_path / "seeds.jsonl").exists()
-    assert [row["reason"] for row in rows(tmp_path / "seeds.dropped.jsonl")] == ["no_question_mark"] * 4
+    assert sorted(path.name for path in tmp_path.glob("seeds*")) == ["seeds.failed.jsonl"]
+    assert [row["reason"] for row in rows(tmp_path / "seeds.failed.jsonl")] == ["no_question_mark"] * 4
+    # As the message advises: again, with another setting.
+    with pytest.raises(LoopError, match=r"none of 4 questions .* see .*seeds\.failed\.jsonl"):
+        write(stating, documents, tmp_path / "seeds.jsonl", "questions.max_new_tokens=99", count=1)
 
 
 def test_passages_that_the_context_cannot_hold_are_refused(model: Path, documents: Path, tmp_path: Path) -> None:
@@ -165,6 +205,31 @@ def test_a_target_that_cannot_be_written_is_refused_first(name: str, message: st
 # -- replies -------------------------------------------------------------------------------------------------------------
 
 
+def scripted(written: dict[str, tuple[str, str | None]], prompts: list[str], finished: bool = True) -> Any:
+    """Return a `generate` that writes the question about a thing, and the reply to it.
+
+    Args:
+        written: question and reply of each thing.
+        prompts: receives the prompts.
+        finished: whether the replies end before the token limit.
+    """
+
+    def generate(backbone: Any, requests: Sequence[Any], **options: Any) -> list[Rollout]:
+        tokenizer = backbone.loaded.tokenizer
+        found = []
+        for request in requests:
+            prompt = tokenizer.decode(request.prompt.ids)
+            prompts.append(prompt)
+            thing = max(written, key=lambda thing: prompt.rfind(f"{thing} > "))
+            is_reply = request.temperature == 0
+            text = written[thing][is_reply]
+            assert text is not None, prompt
+            found.append(Rollout((*tokenizer.encode(text), 1), (), finished or not is_reply))
+        return found
+
+    return generate
+
+
 def test_questions_are_dropped_by_the_reply_to_them(
     model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,20 +243,7 @@ def test_questions_are_dropped_by_the_reply_to_them(
         "child seat": ("Who was the first president?", None),
     }
     prompts: list[str] = []
-
-    def generate(backbone: Any, requests: Sequence[Any], **options: Any) -> list[Rollout]:
-        tokenizer = backbone.loaded.tokenizer
-        found = []
-        for request in requests:
-            prompt = tokenizer.decode(request.prompt.ids)
-            prompts.append(prompt)
-            thing = max(written, key=lambda thing: prompt.rfind(f"{thing} > "))
-            text = written[thing][request.temperature == 0]
-            assert text is not None, prompt
-            found.append(Rollout((*tokenizer.encode(text), 1), (), True))
-        return found
-
-    monkeypatch.setattr(questions_module, "generate", generate)
+    monkeypatch.setattr(questions_module, "generate", scripted(written, prompts))
     monkeypatch.setattr("selfeval.documents.seeding._FEWEST_AT_ONCE", 12)
     target = tmp_path / "seeds.jsonl"
     done = write(model, documents, target, "questions.attempts=6", count=2, checks_replies=True)
@@ -207,6 +259,31 @@ def test_questions_are_dropped_by_the_reply_to_them(
         "unanswered",
         "unrelated",
     ]
+
+
+def test_a_reply_that_is_cut_off_is_not_used(
+    model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = {thing: (f"How much does a {thing} cost per hour?", "It is 3 euros per hour") for thing in THINGS}
+    monkeypatch.setattr(questions_module, "generate", scripted(written, [], finished=False))
+    with pytest.raises(LoopError, match=r"\(unfinished_reply \d+"):
+        write(model, documents, tmp_path / "seeds.jsonl", count=1, checks_replies=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "is_chat", "expected"),
+    [
+        ("It costs 3 euros.\n\nQuestion: What", False, False, ("It costs 3 euros.", True)),
+        ("It costs 3", False, False, ("It costs 3", False)),
+        ("It costs 3.", True, False, ("It costs 3.", True)),
+        ("It costs 3 euros.\n\nA day costs", False, True, ("It costs 3 euros.\n\nA day costs", False)),
+        ("It costs 3.\n\nA day is 9.", True, True, ("It costs 3.\n\nA day is 9.", True)),
+    ],
+)
+def test_without_a_chat_template_a_reply_ends_at_a_blank_line(
+    text: str, finished: bool, is_chat: bool, expected: tuple[str, bool]
+) -> None:
+    assert complete_reply(text, finished, is_chat=is_chat) == expected
 
 
 # -- passages ------------------------------------------------------------------------------------------------------------

@@ -433,6 +433,59 @@ def test_a_line_decides_for_all_questions_about_its_passage(tmp_path: Path) -> N
     )
 
 
+LOST = "If you lose a key, report the loss in the app on the same day, and pay the fee of 18 euros at the station desk."
+WRAPPED = "If you lose a key,\nreport the loss in the *app* on the same day,\nand pay the fee of 18 euros at the station desk."
+REVISED = f"Please note: {LOST}"
+"""LOST has 26 words and so 24 shingles, which are 24 of the 26 shingles here: an overlap of 24/26 = 0.92."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_passage_is_in_both_splits_in_another_form(seed: int, tmp_path: Path) -> None:
+    rows = [*BIKES, *(row for n, p in enumerate((LOST, WRAPPED, REVISED)) for row in _about(p, f"What {n}?", f"Who pays {n}?"))]
+    given = _given("questions", _write(tmp_path / "a.jsonl", *rows), "questions.train=1", "questions.test=1", f"seed={seed}")
+    lost = [question.split for question in given.questions if "key" in question.text]
+    assert len(lost) == 6
+    assert len(set(lost)) == 1
+
+
+def test_the_same_question_about_another_form_of_a_passage_is_a_near_duplicate(tmp_path: Path) -> None:
+    rows = [*BIKES, *_about(LOST, LONG), *_about(WRAPPED, LONG), *_about(REVISED, LONG)]
+    given = _given("questions", _write(tmp_path / "a.jsonl", *rows))
+    assert [drop.text.count("*app*") for drop in given.dropped] == [1]  # only the one whose passage has the same words
+
+
+@pytest.mark.parametrize(("other", "same"), [(WRAPPED, "the same passage"), (REVISED, "a near-duplicate of its passage")])
+def test_lines_that_put_two_forms_of_a_passage_in_both_splits_are_refused(other: str, same: str, tmp_path: Path) -> None:
+    rows = [*BIKES, *_about(LOST, "What?", split="train"), *_about(other, "Who?", split="test")]
+    assert f'line 18: "split" is test, but line 17 has {same} in the other split' in _refusal(
+        "questions", _write(tmp_path / "a.jsonl", *rows)
+    )
+
+
+def test_passages_that_are_near_duplicates_through_a_third_one_are_in_one_split(tmp_path: Path) -> None:
+    """Of 18 shingles, 17 are those of the passage one word on (17/19 = 0.89), and 16 of the one two words on (16/20 = 0.8)."""
+    words = (
+        "the cold rain fell on an old stone bridge while seven quiet riders left their bikes near that dry wooden shed today"
+    )
+    names = words.split()
+    passages = [" ".join(names[at : at + 20]) for at in (0, 1, 2)]
+    ends = [*_about(passages[0], "Who rode?", split="train"), *_about(passages[2], "Who left?", split="test")]
+    middle = _about(passages[1], "Who parked?")
+    given = _given("questions", _write(tmp_path / "a.jsonl", *BIKES, *ends), "questions.near_duplicate=0.85")
+    assert len(given.questions) == 18
+    rows = [*BIKES, *ends, *middle]
+    refused = _refusal("questions", _write(tmp_path / "a.jsonl", *rows), "questions.near_duplicate=0.85")
+    assert "a near-duplicate of its passage in the other split" in refused
+
+
+def test_too_few_passages_are_named(tmp_path: Path) -> None:
+    rows = _about(LOST, *(f"What is thing {n}?" for n in range(8)))
+    refused = _refusal("questions", _write(tmp_path / "a.jsonl", *rows))
+    assert "has 0 training and 8 test questions" in refused
+    assert "They are about 1 passage, counting near-duplicates once, and all questions about a passage get the same" in refused
+    assert "Add lines about other passages" in refused
+
+
 def test_near_duplicates_are_searched_among_the_questions_about_a_passage(tmp_path: Path) -> None:
     same = [row for n in range(6) for row in _about(f"City {n} has a station in street {n}.", LONG)]
     twins = _about("City 0 has a station in street 0.", f"Now, {LONG}")

@@ -70,7 +70,7 @@ def seeds(
         from selfeval.documents.reading import read_documents
         from selfeval.stages.running import new_config
 
-        read_documents(documents)  # a mistyped path must not wait for torch
+        read = read_documents(documents)  # a mistyped path must not wait for torch
         quiet_libraries()
         from selfeval.documents.seeding import check_target, seeds_from_documents
         from selfeval.stages.terminal import Terminal
@@ -80,7 +80,7 @@ def seeds(
         config = new_config(model=model, assignments=assignments, trust_remote_code=trust_remote_code)
         done = seeds_from_documents(
             config,
-            documents,
+            read,
             to,
             count=count,
             chunk_tokens=chunk_tokens,

@@ -32,7 +32,8 @@ class Document:
     """A document.
 
     Attributes:
-        name: path that messages and seeds show, relative to the folder that was passed.
+        name: path that messages and seeds show, relative to the folder that was passed; with that folder, if two documents
+            have the same one.
         unit: unit of the places of its blocks.
         blocks: its blocks in order.
     """

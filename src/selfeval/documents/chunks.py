@@ -17,6 +17,8 @@ __all__ = ["Chunk", "chunks_of"]
 
 _BREAK = re.compile(r"\s+|(?<=[，、,;；：:])")
 _PARAGRAPHS = "\n\n"
+_WINDOW = 512
+"""Characters of the first attempt at a part; about half of a passage of the default limit."""
 
 
 @dataclass(frozen=True)
@@ -121,49 +123,59 @@ def _pieces(block: Block, fits: Callable[[str], bool]) -> list[_Piece]:
     """Split a block into pieces that fit: the whole block, its sentences, or parts of a sentence."""
     if fits(block.text):
         return [_Piece(block.text, _PARAGRAPHS, block.first, block.last)]
+    # Pieces have their own lines, unless the lines of the block are not those of the file.
+    follows = block.text.count("\n") == block.last - block.first
     pieces: list[_Piece] = []
-    at, joint = 0, _PARAGRAPHS
+    line, joint = block.first, _PARAGRAPHS
     for part in (part for sentence in sentences(block.text) for part in _parts(sentence, fits)):
         text = part.strip()
         if text:
             lead = len(part) - len(part.lstrip())
             joint += part[:lead] if pieces else ""
-            first, last = _places(block, at + lead, at + lead + len(text))
-            pieces.append(_Piece(text, joint, first, last))
+            first = line + part.count("\n", 0, lead)
+            last = first + text.count("\n")
+            pieces.append(_Piece(text, joint, *((first, last) if follows else (block.first, block.last))))
             joint = part[lead + len(text) :]
         else:
             joint += part
-        at += len(part)
+        line += part.count("\n")
     return pieces
-
-
-def _places(block: Block, start: int, end: int) -> tuple[int, int]:
-    """Return the first and last line of a part of a block; those of the block if its lines are not those of the file."""
-    if block.text.count("\n") != block.last - block.first:
-        return block.first, block.last
-    return block.first + block.text.count("\n", 0, start), block.first + block.text.count("\n", 0, end)
 
 
 def _parts(sentence: str, fits: Callable[[str], bool]) -> Iterator[str]:
     """Yield a sentence, or parts of one that does not fit, each as long as possible. Joined, they are the sentence."""
-    rest = sentence
-    while rest and not fits(rest.strip()):
-        end = _longest(rest, fits)
-        breaks = [match.end() for match in _BREAK.finditer(rest, 0, end) if rest[: match.end()].strip()]
-        # Checked again: with a tokenizer, a shorter text can have a token more.
-        cut = next((place for place in reversed(breaks) if fits(rest[:place].strip())), end)
-        yield rest[:cut]
-        rest = rest[cut:]
-    if rest:
-        yield rest
+    start = 0
+    while start < len(sentence):
+        end = _longest(sentence, start, fits)
+        if end < len(sentence):
+            # Checked again: with a tokenizer, a shorter text can have a token more.
+            end = next((place for place in _cuts(sentence, start, end) if fits(sentence[start:place].strip())), end)
+        yield sentence[start:end]
+        start = end
 
 
-def _longest(text: str, fits: Callable[[str], bool]) -> int:
-    """Return the length of the longest beginning that fits, by bisection; at least one character."""
-    low, high = 1, len(text)
+def _cuts(text: str, start: int, end: int) -> list[int]:
+    """Return places to cut, best first: the last line break of the second half, then the last spaces and commas."""
+    found = [match for match in _BREAK.finditer(text, start, end) if text[start : match.end()].strip()][::-1]
+    lines = [match.end() for match in found if "\n" in match.group() and 2 * match.end() > start + end]
+    return [*lines[:1], *(match.end() for match in found)]
+
+
+def _longest(text: str, start: int, fits: Callable[[str], bool]) -> int:
+    """Return the end of the longest part from a place on that fits, by bisection; at least one character.
+
+    The search begins with a window that doubles, because counting the tokens of the whole rest for each part would take time
+    that is quadratic in the length of the text.
+    """
+    low, high = start + 1, min(len(text), start + _WINDOW)
+    while fits(text[start:high].strip()):
+        if high == len(text):
+            return high
+        low, high = high, min(len(text), 2 * high - start)
+    high -= 1
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(text[:middle].strip()):
+        if fits(text[start:middle].strip()):
             low = middle
         else:
             high = middle - 1

@@ -12,7 +12,8 @@ from selfeval.documents.blocks import Block
 __all__ = ["html_blocks"]
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_SKIPPED = {"script", "style", "template", "noscript", "head", "nav", "svg", "select", "button", "iframe", "object"}
+_IN_HEAD = {"title", "meta", "link", "base", "script", "style", "template", "noscript"}
+_SKIPPED = {"script", "style", "template", "noscript", "head", "title", "nav", "svg", "select", "iframe", "object"}
 _INLINE = {
     *("a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "img", "ins", "kbd", "label"),
     *("mark", "q", "ruby", "rp", "rt", "s", "samp", "small", "span", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr"),
@@ -43,34 +44,37 @@ class _Reader(HTMLParser):
         self._first, self._last = 0, 0
         self._level = 0
         self._skipped: list[str] = []
+        self._mark = ""
         self._verbatim = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        # The first element of the body ends a head that is not closed, as in a browser.
+        if tag == "body" or (self._skipped == ["head"] and tag not in _IN_HEAD):
+            self._skipped.clear()
         if self._skipped:
             self._skipped += [tag] if tag in _SKIPPED else []
         elif tag in _SKIPPED:
             self._end_block()
             self._skipped.append(tag)
-        elif tag == "body":  # after a head that was never closed
-            self._end_block()
         elif tag == "br":
             self._parts.append("\n")
         elif tag not in _INLINE and not (tag in _CELLS and self._parts):
             self._end_block()
             self._level = _HEADINGS.get(tag, 0)
             self._verbatim += tag == "pre"
-            self._parts += ["- "] if tag == "li" else []
+            self._mark = "- " if tag == "li" else self._mark
 
     def handle_endtag(self, tag: str) -> None:
         if self._skipped:
-            # HTML closes some tags implicitly; only the one that was opened last counts.
-            if tag == self._skipped[-1]:
-                self._skipped.pop()
+            # The end of an element ends all in it, of which some may never be closed.
+            if tag in self._skipped:
+                del self._skipped[len(self._skipped) - 1 - self._skipped[::-1].index(tag) :]
         elif tag in _CELLS:
             self._parts.append(" | ")
         elif tag not in _INLINE:
             self._end_block()
             self._verbatim = max(0, self._verbatim - (tag == "pre"))
+            self._mark = "" if tag == "li" else self._mark
 
     def handle_data(self, data: str) -> None:
         if self._skipped or not data:
@@ -87,7 +91,9 @@ class _Reader(HTMLParser):
         lines = [line.rstrip() if self._verbatim else " ".join(line.split()) for line in text.split("\n")]
         shown = "\n".join(line for line in lines if line.strip() or self._verbatim).strip("\n").removesuffix(" |").rstrip()
         if self._first and shown.strip():
-            self.blocks.append(Block(shown, self._first, self._last, self._level))
+            # The text of an item may be in a paragraph, so its mark waits for the first text.
+            self.blocks.append(Block(shown if self._level else self._mark + shown, self._first, self._last, self._level))
+            self._mark = ""
         self._parts, self._first, self._last, self._level = [], 0, 0, 0
 
     def finish(self) -> list[Block]:

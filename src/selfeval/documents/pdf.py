@@ -17,6 +17,8 @@ from selfeval.errors import DataError, MissingPackageError
 
 __all__ = ["pdf_blocks"]
 
+_LONGEST = 1 << 24
+"""Maximum number of characters: a small file can unpack to any length."""
 _ENDED = re.compile(r"[.!?:。！？：…][\"'”’)\]）】」』]*\Z")
 _UNSPACED = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
@@ -25,7 +27,7 @@ def pdf_blocks(data: bytes) -> list[Block]:
     """Return the paragraphs of a PDF file.
 
     Raises:
-        DataError: it is encrypted or damaged.
+        DataError: it is encrypted, damaged or too large.
         MissingPackageError: pypdf is not installed.
     """
     return joined(enumerate(_pages(data), start=1))
@@ -44,15 +46,34 @@ def _pages(data: bytes) -> list[str]:
         # An empty password opens files that only restrict printing or copying.
         if reader.is_encrypted and not reader.decrypt(""):
             raise DataError("is encrypted; save it without a password")
-        return [page.extract_text() for page in reader.pages]
+        return _within_limit(_valid(page.extract_text()) for page in reader.pages)
     except DataError:
         raise
     except DependencyError as error:
-        raise DataError(f"is encrypted, and its method is not supported here ({error}); save it without a password") from error
+        raise DataError(
+            f"needs another package ({error}); install pypdf[crypto] if it is encrypted, or save it without a password"
+        ) from error
     except RecursionError as error:
         raise DataError("is damaged (nested too deeply)") from error
     except Exception as error:  # the parser raises whatever a damaged file leads to
         raise DataError(f"is damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
+
+
+def _within_limit(texts: Iterable[str]) -> list[str]:
+    """Return the texts, or stop at the first one that makes them too long."""
+    found: list[str] = []
+    length = 0
+    for text in texts:
+        length += len(text)
+        if length > _LONGEST:
+            raise DataError(f"is too large: it has over {_LONGEST} characters of text; split it")
+        found.append(text)
+    return found
+
+
+def _valid(text: str) -> str:
+    """Join surrogate pairs, replace lone surrogates and remove NUL: a font may map to them, and no tokenizer takes them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
 
 
 def joined(pages: Iterable[tuple[int, str]]) -> list[Block]:

@@ -15,7 +15,7 @@ from selfeval.errors import DataError
 from selfeval.store import write_file
 from selfeval.texts import json_lines, read_text, safe_json
 
-__all__ = ["Progress", "dropped_file", "write_result"]
+__all__ = ["Progress", "dropped_file", "failed_file", "unfinished_file", "write_result"]
 
 _LARGEST = 1 << 30
 
@@ -23,6 +23,16 @@ _LARGEST = 1 << 30
 def dropped_file(target: Path) -> Path:
     """Return the file of the dropped questions: `seeds.dropped.jsonl` for `seeds.jsonl`."""
     return target.with_name(f"{target.stem}.dropped{target.suffix}")
+
+
+def failed_file(target: Path) -> Path:
+    """Return the file of the dropped questions if there is no seed: `seeds.failed.jsonl`. A later command replaces it."""
+    return target.with_name(f"{target.stem}.failed{target.suffix}")
+
+
+def unfinished_file(target: Path) -> Path:
+    """Return the file of an unfinished command: `seeds.jsonl.partial`."""
+    return target.with_name(f"{target.name}.partial")
 
 
 class Progress:
@@ -37,7 +47,7 @@ class Progress:
     """
 
     def __init__(self, target: Path, made_of: str) -> None:
-        self.path, self._made_of = target.with_name(f"{target.name}.partial"), made_of
+        self.path, self._made_of = unfinished_file(target), made_of
         self.outcomes = self._read() if self.path.exists() else []
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
@@ -76,7 +86,7 @@ def _from_row(row: dict[str, Any]) -> Outcome:
 
 
 def write_result(target: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write the dropped questions, if there are any, and the seeds.
+    """Write the dropped questions, if there are any, and then the seeds, whose file shows that the command is finished.
 
     Raises:
         StorageError: the disk is full or cannot be written.
@@ -84,7 +94,7 @@ def write_result(target: Path, outcomes: Sequence[Outcome]) -> None:
     seeds = [outcome.as_json() for outcome in outcomes if outcome.reason is None]
     dropped = [outcome.as_json() for outcome in outcomes if outcome.reason is not None]
     if dropped:
-        write_file(dropped_file(target), _lines(dropped))
+        write_file(dropped_file(target) if seeds else failed_file(target), _lines(dropped))
     if seeds:
         write_file(target, _lines(seeds))
 

@@ -35,7 +35,7 @@ from selfeval.rollout.engine import generate
 from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages.draws import Draws
 
-__all__ = ["REPLY_TOKENS", "Accepted", "Outcome", "QuestionWriter", "in_turn"]
+__all__ = ["REPLY_TOKENS", "Accepted", "Outcome", "QuestionWriter", "complete_reply", "in_turn"]
 
 REPLY_TOKENS = 96
 """Token limit of the reply that is compared with the passage."""
@@ -162,7 +162,7 @@ class QuestionWriter:
             yield self._outcome(first + i, text, chunk, reasons[i], replies.get(i), accepted)
 
     def _outcome(
-        self, number: int, text: str, chunk: Chunk, reason: str | None, reply: str | None, accepted: Accepted
+        self, number: int, text: str, chunk: Chunk, reason: str | None, answer: tuple[str, bool] | None, accepted: Accepted
     ) -> Outcome:
         values: dict[str, Any] = {"passage": chunk.passage, "source": chunk.source}
         if reason is not None:
@@ -171,8 +171,9 @@ class QuestionWriter:
         if twin := accepted.twin(text):
             return Outcome(number, text, "near_duplicate", {"of": twin, **values})
         if self.checks_replies:
-            values = {"reply": reply or "", **values}
-            if reason := _reply_reason(reply or "", chunk.passage, text):
+            reply, is_whole = answer or ("", True)
+            values = {"reply": reply, **values}
+            if reason := _reply_reason(reply, is_whole, chunk.passage, text):
                 return Outcome(number, text, reason, values)
         accepted.add(text)
         return Outcome(number, text, None, values)
@@ -232,19 +233,46 @@ class QuestionWriter:
 
     # -- replies --------------------------------------------------------------------------------------------------------
 
-    def _replies(self, asked: Sequence[tuple[Chunk, str]]) -> list[str]:
-        """Return the model's greedy reply to each question, with its passage in view."""
+    def _replies(self, asked: Sequence[tuple[Chunk, str]]) -> list[tuple[str, bool]]:
+        """Return the model's greedy reply to each question, with its passage in view, and whether it is complete."""
         if not self.checks_replies:
-            return [""] * len(asked)
+            return [("", True)] * len(asked)
         prompts = [
             self.templates.prompt("passage_answer", passage=chunk.passage, question=text, chinese=is_chinese(text))
             for chunk, text in asked
         ]
         rollouts = self._generate([Request(prompt, 0.0) for prompt in prompts], REPLY_TOKENS, 0)
-        return [self.templates.without_thinking(self.templates.text(rollout.ids)) for rollout in rollouts]
+        templates = self.templates
+        texts = [templates.without_thinking(templates.text(rollout.ids)) for rollout in rollouts]
+        return [
+            complete_reply(text, rollout.finished, is_chat=templates.uses_chat)
+            for text, rollout in zip(texts, rollouts, strict=True)
+        ]
 
 
-def _reply_reason(reply: str, passage: str, question: str) -> str | None:
+def complete_reply(text: str, finished: bool, *, is_chat: bool) -> tuple[str, bool]:
+    """Return the reply in a text, and whether it is complete.
+
+    Without a chat template, a model rarely ends its reply: it continues after a blank line with a further question.
+
+    Args:
+        text: the text that the model wrote.
+        finished: whether the model ended it before the token limit.
+        is_chat: whether the model has a chat template.
+
+    Example:
+        >>> complete_reply("It is 3 euros.\\n\\nQuestion: Wh", False, is_chat=False)
+        ('It is 3 euros.', True)
+    """
+    if is_chat:
+        return text.strip(), finished
+    reply, blank, _ = text.strip().partition("\n\n")
+    return reply.strip(), finished or bool(blank)
+
+
+def _reply_reason(reply: str, is_whole: bool, passage: str, question: str) -> str | None:
     if says_unanswered(reply):
         return "unanswered"
+    if not is_whole:
+        return "unfinished_reply"
     return "not_in_passage" if support(reply, passage, question) < LEAST_SUPPORT else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def read_documents(paths: Sequence[Path]) -> Read:
     """
     documents: list[Document] = []
     skipped: list[Skipped] = []
-    for name, path, is_found in _files(paths):
+    for name, path, is_found in _named(_files(paths)):
         try:
             if is_found and path.is_symlink():
                 raise DataError(f"document {path} is a symbolic link; pass it as an argument to follow it")
@@ -115,6 +116,18 @@ def _read(name: str, path: Path) -> Document:
         scanned = "; a scanned document needs OCR first" if suffix == ".pdf" else ""
         raise DataError(f"document {path} has no text{scanned}")
     return Document(name, unit, tuple(blocks))
+
+
+def _named(files: Iterable[tuple[str, Path, bool]]) -> list[tuple[str, Path, bool]]:
+    """Return the files with distinct names: those of the same name are named by their paths, with the folder passed."""
+    found = list(files)
+    while True:
+        count = Counter(name for name, _, _ in found)
+        # A path may be the name of a further file, so the new names are compared again.
+        named = [(path.as_posix() if count[name] > 1 else name, path, is_found) for name, path, is_found in found]
+        if named == found:
+            return found
+        found = named
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path, bool]]:

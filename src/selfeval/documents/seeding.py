@@ -14,9 +14,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.snapshot import ensure_snapshot
 from selfeval.config import RunConfig
 from selfeval.documents.chunks import Chunk, chunks_of
-from selfeval.documents.progress import Progress, dropped_file, write_result
+from selfeval.documents.progress import Progress, dropped_file, failed_file, unfinished_file, write_result
 from selfeval.documents.questions import Accepted, Outcome, QuestionWriter, in_turn
-from selfeval.documents.reading import Read, Skipped, read_documents
+from selfeval.documents.reading import Read, Skipped
 from selfeval.errors import DataError, InputError, LoopError
 from selfeval.judging.kinds import PASSAGE_KINDS
 from selfeval.judging.templates import Templates, template_texts, templates_folder
@@ -88,20 +88,21 @@ def check_target(target: Path) -> None:
     """Refuse a file that cannot be written, before the model is loaded.
 
     Raises:
-        InputError: it exists, is not a file of JSON lines, or its folder does not exist.
+        InputError: it or the file of dropped questions exists, it is not a file of JSON lines, or its folder does not exist.
     """
     if target.suffix.lower() not in (".jsonl", ".json"):
         raise InputError(f"--to {target}: seeds are written as JSON lines; use a name such as seeds.jsonl")
     if not target.parent.is_dir():
         raise InputError(f"--to {target}: the folder {target.parent} does not exist; create it, or use another one")
-    for path in (target, dropped_file(target)):
+    # An interrupted command may have written the dropped questions and not yet the seeds.
+    for path in (target,) if unfinished_file(target).exists() else (target, dropped_file(target)):
         if path.exists():
             raise InputError(f"--to {target}: {path} exists and is not replaced; use another name, or remove it")
 
 
 def seeds_from_documents(
     config: RunConfig,
-    paths: Sequence[Path],
+    read: Read,
     target: Path,
     *,
     count: int,
@@ -114,7 +115,7 @@ def seeds_from_documents(
 
     Args:
         config: model, seed, templates, and the sections backbone, chat and questions.
-        paths: documents, and folders of them.
+        read: the documents.
         target: the file of seeds.
         count: number of questions.
         chunk_tokens: maximum tokens of a passage; None for the default.
@@ -123,11 +124,10 @@ def seeds_from_documents(
         trust_remote_code: run code that comes with the model. Default: False.
 
     Raises:
-        InputError: documents, model or target cannot be used.
+        InputError: model or target cannot be used, or the passages exceed the model's context.
         LoopError: no question was usable.
     """
     check_target(target)
-    read = read_documents(paths)
     for skip in read.skipped:
         terminal.note(f"skipped: {skip.reason}")
     writer, limit = _writer(config, read, chunk_tokens, terminal, checks_replies, trust_remote_code)
@@ -171,7 +171,7 @@ def _no_question(done: Seeded) -> str:
     reasons = ", ".join(f"{reason} {number}" for reason, number in done.dropped.items())
     return (
         f"none of {len(done.outcomes)} questions about {done.chunks} passages was usable ({reasons}; see "
-        f"{dropped_file(done.target)}). Use a model that follows instructions, or raise questions.max_new_tokens if they are "
+        f"{failed_file(done.target)}). Use a model that follows instructions, or raise questions.max_new_tokens if they are "
         "unfinished"
     )
 
@@ -233,12 +233,14 @@ def _chunks(read: Read, limit: int, tokenizer: Any) -> list[Chunk]:
 
 
 def _made_of(config: RunConfig, writer: QuestionWriter) -> str:
-    """Return the fingerprint of everything that the outcomes depend on, except for their number."""
+    """Return the fingerprint of everything that the outcomes depend on, except for their number.
+
+    With the precision that was chosen: `auto` may choose another one on the next day, when less memory is free.
+    """
     questions = config.questions.model_dump(
         mode="json", include={"temperature", "top_p", "max_new_tokens", "near_duplicate", "shortest"}
     )
     passages = [[chunk.passage, chunk.source] for chunk in writer.chunks]
     chat = config.chat.model_dump(mode="json")
-    return fingerprint(
-        [model_identity(config.model), config.seed, questions, chat, writer.instruction, passages, writer.checks_replies]
-    )
+    model = [model_identity(config.model), writer.backbone.loaded.precision]
+    return fingerprint([model, config.seed, questions, chat, writer.instruction, passages, writer.checks_replies])

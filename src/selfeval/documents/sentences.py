@@ -15,6 +15,8 @@ _ABBREVIATION = re.compile(
     r"|\b[A-Za-z])\.\Z",
     re.IGNORECASE,
 )
+_LOOK_BACK = 12
+"""Characters before a full stop that can contain an abbreviation, and at least one character before it."""
 _END = re.compile(
     r"(?:[。！？；…]+[”’」』）】》\"']*[ \t]*\n?"  # no space is needed after these
     r"|[.!?]+[\"'”’)\]]*(?:[ \t]+|[ \t]*\n)(?=[^\s.,;:!?)\]a-z])"
@@ -34,7 +36,8 @@ def sentences(text: str) -> list[str]:
     start = 0
     for match in _END.finditer(text):
         mark = match.group().rstrip()
-        if mark == "." and _ABBREVIATION.search(text[start : match.start() + 1]):
+        # Looked for in the last characters only: a long text without sentence ends would be searched again at each full stop.
+        if mark == "." and _ABBREVIATION.search(text[max(start, match.start() - _LOOK_BACK) : match.start() + 1]):
             continue
         found.append(text[start : match.end()])
         start = match.end()

@@ -16,24 +16,33 @@ __all__ = ["LEAST_RELATED", "LEAST_SUPPORT", "first_question", "passage_reason",
 LEAST_SUPPORT = 0.6
 """A question is dropped if less than this share of the words that its reply adds are in the passage."""
 
-_SHOWN = "passage|text|document|article|paragraph|excerpt|extract|section"
 LEAST_RELATED = 0.2
 """A question is dropped if less than this share of its words is in the passage: it names nothing that the passage is about."""
 
+_SHOWN = "passage|text|document|article|paragraph|excerpt|extract|section"
 _PLACED = "above|following|given|provided|preceding|previous"
 _REFERS = re.compile(
     rf"\b(?:according to|based on|described by|in|from) (?:the|this|these) (?:(?:{_PLACED}) )?(?:{_SHOWN})\b"
     rf"|\b(?:the|this) (?:{_PLACED}) (?:{_SHOWN}|context|information|list|table)\b"
-    r"|\bthis (?:passage|text|article|paragraph|excerpt)\b|\b(?:a|the) passage\b|\bthe (?:author|narrator)\b"
+    r"|\bthis (?:passage|text|article|paragraph|excerpt)\b|\bthe passage\b"
+    # The author of a named work may be asked for, so these need a word of reporting.
+    r"|\b(?:according to|does|did|would) the (?:author|narrator)\b(?! of\b)"
+    r"|\bthe (?:author|narrator)(?:'s (?:main|opinion|view|point|purpose|tone|attitude)"
+    r"| (?:says?|states?|mentions?|describes?|suggests?|argues?|claims?|thinks?|explains?|writes?|recommends?|means?))\b"
     r"|\b(?:mentioned|described|listed|stated|given|shown) (?:above|below|here)\b",
     re.IGNORECASE,
 )
 _REFERS_CHINESE = re.compile(
-    r"[上下本该]文|上述|文中|(?:这|本|该|此)[篇段份](?:文|资料|材料|话)|[资材]料[中里提指显]|文[章档][中里提]|作者"
+    r"[上下本该]文|上述|文中|(?:这|本|该|此)[篇段份](?:文|资料|材料|话)|[资材]料[中里提指显]|文[章档][中里提]"
+    r"|(?:根据|按照|依据|据)作者|作者(?:认为|提到|说|指出|介绍|建议|觉得|想|的(?:观点|看法|意图|目的|态度))"
     r"|以上(?:内容|资料|信息|文字)|(?:根据|按照|依据)(?:以上|上面|这份|该)?(?:资料|文本|文档|文章|材料|内容|描述|段落)"
 )
 _UNANSWERED = re.compile(
-    r"\bnot in the passage\b|\bnot (?:stated|mentioned|specified)\b|\bno (?:information|mention|answer)\b"
+    r"\bnot in the passage\b|\bnot (?:stated|mentioned|specified)\b"
+    # Not "no information desk": the word ends the reply, or another one follows that can only be about a text.
+    r"|\bno (?:information|mention|answer) (?:in|about|regarding|(?:is )?(?:given|provided))\b"
+    r"|\bno (?:mention of|answer to (?:this|that|the) question)\b"
+    r"|\A\W*(?:there is )?no (?:information|mention|answer)\W*\Z"
     r"|\b(?:passage|text|context) (?:does not|doesn't) (?:say|state|mention|specify|provide|contain|give|answer|include)\b"
     r"|资料中没有|没有(?:提到|提及|说明|给出|写明)|未(?:提及|提到|说明|给出|注明)|无法(?:回答|确定|得知)",
     re.IGNORECASE,
@@ -56,7 +65,7 @@ def passage_reason(question: str) -> str | None:
     """
     if not _QUESTION_MARK.search(question):
         return "no_question_mark"
-    return "refers_to_passage" if _REFERS.search(question) or _REFERS_CHINESE.search(question) else None
+    return "refers_to_passage" if _REFERS.search(question.replace("\u2019", "'")) or _REFERS_CHINESE.search(question) else None
 
 
 def first_question(text: str) -> str:

@@ -3,7 +3,7 @@
 At most one of `questions.file`, `replies.file` and `pairs.file` is set: a file of replies contains its questions, and a file of
 pairs contains both. Files are JSON lines in the run's own format or in common ones; see docs/guides/your-own-data.md. A line
 may set `"split": "train"` or `"test"`; the others are split at random, by the run's seed. No question is in both splits, nor
-are near-duplicates of each other, nor questions about the same `passage` (`selfeval.grounding`).
+are near-duplicates of each other, nor questions about the same `passage` (`selfeval.grounding`) or near-duplicates of it.
 """
 
 from __future__ import annotations
@@ -162,13 +162,14 @@ def read_given(config: RunConfig) -> Given | None:
         return None
     kind, path = found
     rows = _rows(kind, path)
-    _check_passages(rows, path, config)
-    rows, dropped = _split(rows, config)
+    passages = _Passages(rows, config.questions.near_duplicate)
+    _check_passages(rows, passages, path, config)
+    rows, dropped = _split(rows, passages, config)
     questions = tuple(
         Question(f"q{number:06d}", row.text, row.split or Split.TRAIN, "file", row.messages) for number, row in enumerate(rows)
     )
     if not config.questions.extend:
-        _check_enough(kind, path, questions, rows)
+        _check_enough(kind, path, questions, rows, passages)
     ids = [question.id for question in questions]
     return Given(
         kind,
@@ -179,9 +180,9 @@ def read_given(config: RunConfig) -> Given | None:
     )
 
 
-def _check_passages(rows: Sequence[_Row], path: Path, config: RunConfig) -> None:
+def _check_passages(rows: Sequence[_Row], passages: _Passages, path: Path, config: RunConfig) -> None:
     """Refuse a passage in both splits, and passages where further questions are generated, which would have none."""
-    first: dict[tuple[str, Split], int] = {}
+    first: dict[tuple[str, Split], _Row] = {}
     for row in rows:
         if row.passage and config.questions.extend:
             raise ConfigError(
@@ -190,12 +191,14 @@ def _check_passages(rows: Sequence[_Row], path: Path, config: RunConfig) -> None
             )
         if not row.passage or row.split is None:
             continue
-        first.setdefault((row.passage, row.split), row.line)
-        other = first.get((row.passage, Split.TRAIN if row.split == Split.TEST else Split.TEST))
+        group = passages.group(row)
+        first.setdefault((group, row.split), row)
+        other = first.get((group, Split.TRAIN if row.split == Split.TEST else Split.TEST))
         if other is not None:
+            same = "the same passage" if passages.form(other) == passages.form(row) else "a near-duplicate of its passage"
             raise DataError(
-                f'{path}, line {row.line}: "split" is {row.split}, but line {other} has the same passage in the other split; a '
-                "passage must be in one split"
+                f'{path}, line {row.line}: "split" is {row.split}, but line {other.line} has {same} in the other split; a '
+                "passage and its near-duplicates must be in one split"
             )
 
 
@@ -240,13 +243,20 @@ def _test_question(row: _Row) -> Question:
     return Question("", row.text, Split.TEST, "file", row.messages)
 
 
-def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: Sequence[_Row]) -> None:
+def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: Sequence[_Row], passages: _Passages) -> None:
     train = sum(question.split == Split.TRAIN for question in questions)
     test = len(questions) - train
     if train < FEWEST or not test:
+        # Few passages leave few ways to split many questions, which their number does not show.
+        about = (
+            f"They are about {passages.count} passage{'s' * (passages.count > 1)}, counting near-duplicates once, and all "
+            "questions about a passage get the same split. "
+        )
         raise DataError(
             f"{kind}.file {path} has {train} training and {test} test questions; at least {FEWEST} and 1 are needed. "
-            'Add lines, or correct their "split"' + (_WRITE_THE_REST if kind == "questions" else "")
+            f"{about if passages.count else ''}"
+            f'Add lines{" about other passages" if passages.count else ""}, or correct their "split"'
+            + (_WRITE_THE_REST if kind == "questions" and not passages.count else "")
         )
     if kind == "replies" and not any(len(row.replies) > 1 for row in rows if row.split == Split.TRAIN):
         raise DataError(
@@ -397,16 +407,16 @@ class _Reader:
 # -- splits -------------------------------------------------------------------------------------------------------------
 
 
-def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]:
+def _split(rows: list[_Row], passages: _Passages, config: RunConfig) -> tuple[list[_Row], list[Drop]]:
     """Assign a split to every question, and keep near-duplicates out of the other split.
 
     If the file has only questions, a near-duplicate of an earlier one is dropped. Questions with replies or pairs are kept, and
     near-duplicates of each other, direct or through a third question, get the same split. One is dropped only if it connects
     questions whose lines request different splits; it is always a training question or one that requests no split. Questions
-    about the same passage get the same split.
+    about the same passage, or near-duplicates of it, get the same split.
     """
     ordered = sorted(rows, key=lambda row: row.split != Split.TEST)  # questions whose lines request the test split come first
-    index, groups, dropped = _Twins(config.questions.near_duplicate), _Groups(), []
+    index, groups, dropped = _Twins(config.questions.near_duplicate, passages), _Groups(), []
     for row in ordered:
         twins = index.find_all(row)
         # Questions alone cost nothing to drop; those with replies or pairs are the user's data, dropped only in a conflict.
@@ -422,6 +432,39 @@ def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]
     return [row for row in rows if row.text in groups.rows], dropped
 
 
+class _Passages:
+    """The passages of the questions, in groups of near-duplicates, direct or through other passages.
+
+    Two files with the same text, such as a page and its PDF, differ in line breaks and marks; two versions of a document differ
+    in a few words. As exact texts they would be separate passages, one for training and one for the test.
+    """
+
+    def __init__(self, rows: Sequence[_Row], threshold: float) -> None:
+        self._form: dict[str, str] = {}
+        self._first: dict[str, str] = {}
+        index = NearDuplicates(threshold)
+        for passage in dict.fromkeys(row.passage for row in rows if row.passage):
+            self._form[passage] = normalise(passage) or passage
+            firsts = [*dict.fromkeys(self._first[twin] for twin in index.find_all(passage)), passage]
+            if len(firsts) > 2:  # it connects groups
+                self._first = {text: firsts[0] if old in firsts else old for text, old in self._first.items()}
+            self._first[passage] = firsts[0]
+            index.add(passage, passage)
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return len(set(self._first.values()))
+
+    def form(self, row: _Row) -> str:
+        """Return the passage of a question without the differences of form; empty without a passage."""
+        return self._form.get(row.passage, "")
+
+    def group(self, row: _Row) -> str:
+        """Return the first passage of the group; empty without a passage."""
+        return self._first.get(row.passage, "")
+
+
 class _Twins:
     """Finds near-duplicates of a question among those about the same passage, or without one.
 
@@ -429,23 +472,24 @@ class _Twins:
     answers.
     """
 
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
+    def __init__(self, threshold: float, passages: _Passages) -> None:
+        self._threshold, self._passages = threshold, passages
         self._by_passage: dict[str, NearDuplicates] = {}
         self._first: dict[str, str] = {}
 
     def find_all(self, row: _Row) -> list[str]:
-        index = self._by_passage.get(row.passage)
+        index = self._by_passage.get(self._passages.form(row))
         return index.find_all(row.asked) if index else []
 
     def add(self, row: _Row) -> None:
-        self._by_passage.setdefault(row.passage, NearDuplicates(self._threshold)).add(row.text, row.asked)
+        index = self._by_passage.setdefault(self._passages.form(row), NearDuplicates(self._threshold))
+        index.add(row.text, row.asked)
         if row.passage:
-            self._first.setdefault(row.passage, row.text)
+            self._first.setdefault(self._passages.group(row), row.text)
 
     def of_passage(self, row: _Row) -> list[str]:
-        """Return the first question about the same passage, if there is one."""
-        first = self._first.get(row.passage)
+        """Return the first question about the same passage or a near-duplicate of it, if there is one."""
+        first = self._first.get(self._passages.group(row)) if row.passage else None
         return [] if first is None else [first]
 
 
