@@ -86,5 +86,6 @@ def test_the_threshold_says_what_it_rests_on() -> None:
 
 
 def test_labels_of_other_texts_are_mentioned() -> None:
-    assert "3 labels are of texts or of a set of pairs that the run no longer has, and are not used." in label_sentences(labels())
+    said = "3 labels are of texts or of a set of pairs that the run no longer has, and are not used."
+    assert said in label_sentences(labels())
     assert len(label_sentences(labels(unused=0))) == 2
