@@ -262,7 +262,7 @@ def test_keys_answer_and_a_name_is_remembered(run: Path, browser: Any) -> None:
 def test_the_page_works_without_scripts(run: Path, browser: Any) -> None:
     with served(app_of(run, LabelDesk(rater="ann"))) as address:
         page = browser.new_context(java_script_enabled=False).new_page()
-        page.goto(address + ADDRESS)
+        page.goto(f"{address}{ADDRESS}?rater=ann")
         page.get_by_role("button", name="Reply 2 is better").click()
         assert "Pair 2 of 6" in page.inner_text("main")
         page.close()
@@ -280,7 +280,7 @@ def test_the_page_breaks_no_rule_of_accessibility(run: Path, browser: Any, schem
     post(client, "first")
     with served(app_of(run, desk)) as address:
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        page.goto(address + ADDRESS)
+        page.goto(f"{address}{ADDRESS}?rater=ann")
         page.evaluate(script)  # evaluated by the debugger, which the policy of the page does not bind
         tags = ["wcag2a", "wcag2aa", "best-practice"]
         found = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}})", tags)
