@@ -314,7 +314,7 @@ def test_a_query_that_takes_too_long_is_ended(index: RunIndex, monkeypatch: pyte
     with pytest.raises(InputError, match=r"took longer than 0\.2 s; use fewer words"), index.reading() as connection:
         connection.execute(numbers).fetchone()
     with pytest.raises(sqlite3.OperationalError, match="no such table"), index.reading() as connection:
-        connection.execute("SELECT * FROM nothing")
+        connection.execute("SELECT * FROM absent_table")
 
 
 def test_the_full_text_search_of_this_python_is_found() -> None:
