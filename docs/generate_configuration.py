@@ -35,7 +35,7 @@ A recipe is a TOML file with these names. `selfeval run --set policy.iterations=
 table stand at the top of the recipe and have no section. An unknown name is an error that suggests the nearest known one.
 A setting with the type `none` is turned off by `none`: `"none"` in a recipe, `=none` after `--set`.
 Whole numbers are at most 2,147,483,647 (seeds and sizes 2^63 - 1), other numbers at most 10^9, whatever their range below.
-Which stages are redone after a change is told in [the first-run guide](guides/first-run.md#changing-a-value).
+Which stages are redone after a change is described in [the first-run guide](guides/first-run.md#changing-a-value).
 """
 
 _REGISTRIES: dict[tuple[type[BaseModel], str], Collection[str]] = {

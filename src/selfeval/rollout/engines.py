@@ -68,7 +68,7 @@ class OwnEngine:
         return generate(backbone, requests, **settings)
 
     def close(self) -> None:
-        """Do nothing: it has no memory of its own."""
+        """Do nothing: it has no separate memory."""
 
 
 def make_engine(model: str, config: BackboneConfig) -> RolloutEngine:

@@ -26,7 +26,7 @@ _PASS_TOKENS = {"cpu": 2048}
 """Tokens of a pass, before shared starts are taken out; on a CPU, activations then stay in its caches."""
 _MOST_PASS_TOKENS = 16384
 _FEWER = 0.7
-"""Share of the tokens at which shared starts are read once. Attention in two parts has a cost of its own: for the embedded
+"""Share of the tokens at which shared starts are read once. Attention in two parts has an additional cost: for the embedded
 model, a fifth fewer tokens took as long as separate rows."""
 
 

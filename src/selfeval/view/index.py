@@ -345,7 +345,7 @@ def _schema() -> Iterator[str]:
     for kind in KINDS.values():
         name, columns = kind.name, ", ".join(kind.columns)
         yield f"CREATE TABLE {name}(id INTEGER PRIMARY KEY, start, size, {columns})"
-        # In a table of its own: filters and sorting read the columns of all records, without their texts.
+        # In a separate table: filters and sorting read the columns of all records, without their texts.
         yield f"CREATE TABLE {name}_text(id INTEGER PRIMARY KEY, text)"
         for column in ("question", "reply", "same"):
             if column in kind.columns:
