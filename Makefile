@@ -12,6 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DOCS := $(VENV)-docs
 NEEDS := pyproject.toml constraints.txt
+# Images of containers often set it. Every process that imports torch and transformers would then compile them again, and take 2.5 times
+# as long to start.
+unexport PYTHONDONTWRITEBYTECODE
 TESTS ?=
 # Not compiled: Python compiles the modules that are imported, and pip would compile all.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
@@ -29,7 +32,7 @@ run: $(VENV)/.installed ## Install what is needed and run the whole loop on the 
 test: $(VENV)/.installed-dev ## Run all tests but the slow ones (some files, whole: make test TESTS=tests/test_store.py).
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),-m "not slow")
 
-test-slow: $(VENV)/.installed-dev ## Run the slow tests.
+test-slow: $(VENV)/.installed-dev ## Run the slow tests: before a release, and when what they cover changes.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 smoke: $(BIN)/python ## Build the wheel, install it elsewhere with the newest and the lowest versions, run the loop and the tests that meet libraries.

@@ -23,6 +23,7 @@ SETTINGS = {
     "mismatched 0.3": ("evaluator.mismatched=0.3",),
     "attacks 0.3": ("evaluator.attacks=0.3",),
     "mismatched 0.15, attacks 0.15": ("evaluator.mismatched=0.15", "evaluator.attacks=0.15"),
+    "mismatched 0.3, garbled 0.3": ("evaluator.mismatched=0.3", "evaluator.garbled=0.3"),
 }
 
 

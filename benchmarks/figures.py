@@ -12,10 +12,13 @@ import math
 import re
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from selfeval.quality.statistics import proportion
+from scale_tables import check_tables, efficiency_plot, limits_tables, predicted_tables
+
+from selfeval.quality.statistics import proportion, spearman
 from selfeval.report.charts import Line, line_chart
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -35,17 +38,23 @@ _SPARSE = _ROOT / "docs" / "algorithms" / "sparse-reward.md"
 _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
 _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
+_EMBEDDINGS = _ROOT / "docs" / "concepts" / "embeddings.md"
 _STEPS = _ROOT / "docs" / "algorithms" / "steps.md"
 _ROLES = _ROOT / "docs" / "concepts" / "roles.md"
+_SCALE_MODEL = _ROOT / "docs" / "concepts" / "scale.md"
 _MEMORY = _ROOT / "docs" / "concepts" / "memory.md"
 _SPEED = _ROOT / "docs" / "concepts" / "speed.md"
 _HUMAN = _ROOT / "docs" / "concepts" / "judge-benchmark.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
+_SEARCH = _ROOT / "docs" / "guides" / "search.md"
+_SCALE = _ROOT / "docs" / "guides" / "scale.md"
 _SERVE = _ROOT / "docs" / "guides" / "serve.md"
+_STORAGE = _ROOT / "docs" / "guides" / "storage.md"
 _WHICH_JUDGE = _ROOT / "docs" / "guides" / "which-judge.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _EVALUATOR = _ROOT / "docs" / "algorithms" / "evaluator.md"
+_TEXT_METRICS = _ROOT / "docs" / "concepts" / "text-metrics.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -762,6 +771,73 @@ def growth_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+_INDEXES = {"selfeval": "this index", "flat": "all vectors (faiss, flat)", "hnsw": "graph (faiss, HNSW)"}
+
+
+def index_table() -> str:
+    """Return the table of indexes of docs/guides/search.md, from results/index.json."""
+    if not _is_measured("index"):
+        return "`python benchmarks/index.py` has no results yet.\n"
+    found = _load("index")
+    rows = [(int(size), kind, row) for kind, sizes in found["index"].items() for size, row in sizes.items()]
+    queries = rows[0][2]["recall_at_10"]["n"]
+    return "\n".join(
+        [
+            f"By `{found['command']}`: synthetic vectors of {found['dimensions']} dimensions, {queries} queries, CPU time of "
+            "one thread of a shared machine. Memory is that of the built index, and of the index that was opened from its "
+            "file and searched.",
+            "",
+            "| vectors | index | recall@10 | queries/s | seconds to build | MiB built | MiB opened |",
+            "|---|---|---|---|---|---|---|",
+            *(_index_line(size, kind, row) for size, kind, row in sorted(rows, key=lambda row: row[0])),
+            "",
+        ]
+    )
+
+
+def _index_line(size: int, kind: str, row: dict[str, Any]) -> str:
+    opened = f"{row['searched_mib']:,.0f}" if "searched_mib" in row else "–"
+    speed = f"{row['queries_per_second']:,.0f} | {row['build']:,.1f} | {row['mib']:,.0f} | {opened}"
+    return f"| {size:,} | {_INDEXES[kind]} | {_figure(row['recall_at_10'])} | {speed} |"
+
+
+def duplicates_table() -> str:
+    """Return the table of near-duplicates of docs/guides/search.md, from results/dedupe.json."""
+    if not _is_measured("dedupe"):
+        return "`python benchmarks/dedupe.py` has no results yet.\n"
+    found = _load("dedupe")
+    names = {"exact": "exact index", "minhash": "MinHash"}
+    rows = [(int(size), kind, row) for kind, sizes in found["dedupe"].items() for size, row in sizes.items()]
+    return "\n".join(
+        [
+            f"By `{found['command']}`: texts of 8 to 16 words, a tenth of them near-duplicates of others, Jaccard similarity "
+            f"of at least {found['threshold']}, CPU time of one thread of a shared machine.",
+            "",
+            "| texts | index | seconds | MiB | near-duplicates found | of those of the exact index |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {size:,} | {names[kind]} | {row['seconds']:,.1f} | {row['mib']:,} | {row['found']:,} | "
+                f"{'–' if 'recall' not in row else format(row['recall'], '.2%')} |"
+                for size, kind, row in sorted(rows, key=lambda row: row[0])
+            ),
+            "",
+            *_growth_of_duplicates(found["dedupe"]),
+        ]
+    )
+
+
+def _growth_of_duplicates(found: dict[str, Any]) -> list[str]:
+    """Return a sentence with the slope of log seconds over log size between the two largest sizes of each index."""
+    slopes = []
+    for kind, rows in found.items():
+        ends = sorted((int(size), row["seconds"]) for size, row in rows.items())[-2:]
+        if len(ends) == 2:
+            (small, fast), (large, slow) = ends
+            slope = math.log(slow / fast) / math.log(large / small)
+            slopes.append(f"{slope:.2f} for {'the exact index' if kind == 'exact' else 'MinHash'} ({small:,} to {large:,})")
+    return [f"Slope of log seconds over log size: {', '.join(slopes)}.", ""] if slopes else []
+
+
 def steps_tables() -> str:
     """Return the tables of docs/algorithms/steps.md, from results/steps.json."""
     if not _is_measured("steps"):
@@ -901,6 +977,152 @@ def _span(figures: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+_FAULTS = (
+    ("exact match", "paraphrase"),
+    ("shingles", "paraphrase"),
+    ("paraphrase", "paraphrase"),
+    ("exact match", "off_domain"),
+    ("off_domain", "off_domain"),
+    ("off_domain, LOF 5", "off_domain"),
+    ("off_domain, LOF 10", "off_domain"),
+    ("exact match", "loop"),
+    ("loop", "loop"),
+)
+"""(Filter, kind of fault) of each row."""
+
+
+_TARGETS = {"exact match": "paraphrase", "shingles": "paraphrase"} | {
+    name: name for name in ("off_domain", "paraphrase", "loop")
+}
+"""The kind of fault of which a filter has a precision in the results."""
+
+
+def filters_table() -> str:
+    """Return the tables of the filters in docs/concepts/questions.md, from results/domain_filters.json."""
+    if not _is_measured("domain_filters"):
+        return "`python benchmarks/domain_filters.py` has no results yet.\n"
+    found = _load("domain_filters")
+    lines = [
+        f"By `{found['command']}`, 95% intervals in brackets:",
+        "",
+        "Recall is the share of the planted faults that the filter drops, and precision the share of these faults among all "
+        "that it drops of these and of the real questions.",
+        "",
+        "| questions | fault | filter | recall | precision | dropped of the real ones |",
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    sets = [(name, part["filters"]) for name, part in found["filters"].items() if isinstance(part, dict)]
+    for name, filters in sets:
+        for filter_name, kind in _FAULTS:
+            outcome = filters[filter_name]
+            # `summary` computes precision for the kind of fault that the filter is made for.
+            precision = outcome["precision"] if kind == _TARGETS[filter_name.partition(",")[0]] else None
+            shown = " | ".join(map(_counted_share, (outcome[kind], precision, outcome["real"])))
+            lines.append(f"| {name} | {kind.replace('_', '-')} | {filter_name.replace('_', '-')} | {shown} |")
+    parts = (_area_rows, _reply_rows, _pair_rows, _coverage_rows)
+    return "\n".join([*lines, *(row for part in parts for row in part(found)), *_domain_loop_rows()]) + "\n"
+
+
+def _area_rows(found: dict[str, Any]) -> list[str]:
+    """Return the areas under the ROC curves of the scores of off-domain questions."""
+    sets = {name: part["areas"] for name, part in found["filters"].items() if isinstance(part, dict)}
+    names = [name for name, kind in _FAULTS if kind == "off_domain" and name != "exact match"]
+    labels = ["distance to the nearest seed", *(name.partition(", ")[2] for name in names[1:])]
+    rows = [
+        f"| {name} | " + " | ".join(", ".join(f"{area:.3f}" for area in areas[score]) for score in names) + " |"
+        for name, areas in sets.items()
+    ]
+    head = f"| area under the ROC curve, by fold | {' | '.join(labels)} |"
+    return ["", head, "|---" * (len(names) + 1) + "|", *rows]
+
+
+def _reply_rows(found: dict[str, Any]) -> list[str]:
+    parts = {name: part for name, part in found["replies"].items() if isinstance(part, dict)}
+    rows = [
+        f"| {name} | {_interval(part['loop'])}, n = {part['loop']['n']} | {_interval(part['real'])}, n = {part['real']['n']} |"
+        for name, part in parts.items()
+    ]
+    return ["", "| replies, cut off | loops found | dropped of the real ones |", "|---|---|---|", *rows]
+
+
+def _pair_rows(found: dict[str, Any]) -> list[str]:
+    """Return the shares of pairs of the STS benchmark that count as paraphrases; none before they are measured."""
+    if "paraphrases" not in found:
+        return []
+    parts = {name: part for name, part in found["paraphrases"].items() if isinstance(part, dict)}
+    names = {"paraphrase": "paraphrases (score of at least 4.5)", "different": "different sentences (below 3)"}
+    rows = [
+        f"| {names[name]} | {_counted_share(part['shingles'])} | {_counted_share(part['paraphrase'])} |"
+        for name, part in parts.items()
+    ]
+    return ["", "| pairs of the STS benchmark | dropped by shingles | dropped by `paraphrase` |", "|---|---|---|", *rows]
+
+
+def _counted_share(figure: dict[str, Any] | None) -> str:
+    return "–" if figure is None else f"{_interval(figure)}, n = {figure['n']}"
+
+
+_SPREADS = {
+    "well_posed": "well posed",
+    "effective_families": "effective number of families (of 10)",
+    "phrasings": "phrasings covered",
+    "effective_phrasings": "effective number of phrasings",
+    "vendi": "Vendi score",
+}
+
+
+def _coverage_rows(found: dict[str, Any]) -> list[str]:
+    """Return the medians over seeds, with their range; none before they are measured."""
+    if "coverage" not in found:
+        return []
+    runs, count = found["coverage"]["runs"], found["coverage"]["questions"]
+    head = f"| {count} questions of the embedded model, median of {len(runs)} seeds (range) | uniform | `coverage = true` |"
+    rows = [
+        f"| {label} | " + " | ".join(_spread_cell([run[kind][name] for run in runs]) for kind in ("off", "on")) + " |"
+        for name, label in _SPREADS.items()
+    ]
+    return ["", head, "|---|---|---|", *rows]
+
+
+_OUTCOMES = {
+    "evaluator_gold": "evaluator, accuracy by gold",
+    "gold_before": "replies before training, right by gold",
+    "gold_after": "replies after training, right by gold",
+}
+
+
+def _domain_loop_rows() -> list[str]:
+    """Return what steering changes in the whole loop, and what the parts that are on by default cost; none if not measured."""
+    if not _is_measured("domain_loop"):
+        return []
+    found = _load("domain_loop")
+    kinds = [found["steering"].get(kind, {}) for kind in ("uniform", "steered")]
+    seeds = sorted(set(kinds[0]) & set(kinds[1]), key=int)
+    lines = ["", f"By `{found['command']}`, the whole loop with the embedded model:"]
+    if seeds:
+        of_seeds = f"mean of seeds {', '.join(seeds)} (range)" if len(seeds) > 1 else f"seed {seeds[0]}"
+        head = f"400 training and 400 test questions, {of_seeds}"
+        lines += ["", f"| {head} | uniform | `coverage = true` |", "|---|---|---|"]
+        for name, label in _OUTCOMES.items():
+            cells = [[kind[seed][name]["value"] for seed in seeds] for kind in kinds]
+            spans = [f" ({min(values):.1%} to {max(values):.1%})" if len(values) > 1 else "" for values in cells]
+            shown = " | ".join(f"{statistics.fmean(v):.1%}{span}" for v, span in zip(cells, spans, strict=True))
+            lines.append(f"| {label} | {shown} |")
+    costs = [found["cost"].get(kind, {}).values() for kind in ("defaults", "without")]
+    if all(costs):
+        defaults, without = (statistics.fmean(row["cpu_seconds"] for row in rows) for rows in costs)
+        lines += [
+            "",
+            f"`selfeval run` takes {defaults:.0f} CPU seconds, and {without:.0f} without the map of the report and the search "
+            f"for loops in replies: {defaults / without - 1:+.1%}.",
+        ]
+    return lines
+
+
+def _spread_cell(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def questions_table() -> str:
     """Return the tables of docs/concepts/questions.md, from results/real_model.json."""
     if not _is_measured("real_model"):
@@ -929,6 +1151,78 @@ def questions_table() -> str:
         text = html.escape(sample["text"], quote=False).replace("|", "&#124;").replace("\n", "<br>")
         lines.append(f"| {text} | {sample['outcome']} |")
     return "\n".join(lines) + "\n"
+
+
+def embedders_tables() -> str:
+    """Return the tables of docs/concepts/embeddings.md, from results/embedders.json."""
+    if not _is_measured("embedders"):
+        return "`python benchmarks/embedders.py` has no results yet.\n"
+    found = _load("embedders")
+    rows: dict[str, Any] = found["rows"]
+    sets = list(next(iter(rows.values()))["sentences"])
+    lines = [
+        f"By `{found['command']}`: Spearman's correlation of the cosine with the scores of people, on random pairs of each set "
+        "of sentences, with bootstrap intervals (95%). Layer and pooling are chosen without the scores, unless one is named.",
+        "",
+        f"| embedder | pairs of each set | {' | '.join(sets)} |",
+        "|---" * (len(sets) + 2) + "|",
+        *(_embedder_line(name, row, sets) for name, row in rows.items()),
+        *_selection_lines(rows),
+        *_word_lines(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _embedder_line(name: str, row: dict[str, Any], sets: list[str]) -> str:
+    shown = f"{name} ({row['pool'].replace('layer', 'layer ').replace('-', ', ')})" if "pool" in row else name
+    figures = [row["sentences"][one] for one in sets]
+    return f"| {shown} | {figures[0]['n']} | {' | '.join(map(_correlation, figures))} |"
+
+
+def _correlation(figure: dict[str, Any]) -> str:
+    return f"{figure['value']:.2f} ({figure['ci_low']:.2f} to {figure['ci_high']:.2f})"
+
+
+def _selection_lines(rows: dict[str, Any]) -> list[str]:
+    """Return the check of the choice without labels: what it lost against the best choice with labels."""
+    lines = [
+        "",
+        "The choice without labels: the mean correlation over the four sets of the chosen layer and pooling, of the best and "
+        "the worst one by the scores, and the rank correlation of the criterion with it over all layers and poolings:",
+        "",
+        "| model | chosen | best | worst | criterion and correlation |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if by_layer := row.get("by_layer"):
+            chosen = max(by_layer, key=lambda one: float(one["agreement"]))
+            ends = [pick(by_layer, key=lambda one: float(one["spearman"])) for pick in (max, min)]
+            cells = [f"{one['spearman']:.2f} ({one['pool'].replace('-', ', ')})" for one in (chosen, *ends)]
+            rank = spearman([one["agreement"] for one in by_layer], [one["spearman"] for one in by_layer])
+            lines.append(f"| {name} | {' | '.join(cells)} | {rank or 0:.2f}, n = {len(by_layer)} |")
+    return lines
+
+
+def _word_lines(rows: dict[str, Any]) -> list[str]:
+    static = {name: row for name, row in rows.items() if "words" in row}
+    if not static:
+        return []
+    sets = list(next(iter(static.values()))["words"])
+    total = next(iter(static.values()))["corpus_words"]
+    lines = [
+        "",
+        f"Word vectors trained on {total:,} words of public texts (novels, Darwin, Shakespeare, TinyStories): correlation on "
+        "pairs whose words both have a vector, right analogies among the 10,000 most frequent words, and CPU seconds of the "
+        "training.",
+        "",
+        f"| embedder | {' | '.join(sets)} | analogies | seconds |",
+        "|---" * (len(sets) + 3) + "|",
+    ]
+    for name, row in static.items():
+        words = [f"{_correlation(row['words'][one])}, n = {row['words'][one]['n']}" for one in sets]
+        analogies = f"{_interval(row['analogies'])}, n = {row['analogies']['n']}"
+        lines.append(f"| {name} | {' | '.join(words)} | {analogies} | {row['seconds']:.0f} |")
+    return lines
 
 
 def check_table() -> str:
@@ -964,9 +1258,10 @@ def human_labels_table() -> str:
     if not _is_measured("human_labels"):
         return "`python benchmarks/human_labels.py` has no results yet.\n"
     found = _load("human_labels")
+    commands = ", ".join(f"`{data['command']}`" for data in found["sets"].values())
     lines = [
-        f"By `{found['command']}`: {found['model']}, pairs drawn at random, without reasoning, verdicts kept from a "
-        "confidence of 0.8 on. 95% intervals.",
+        f"By {commands}: {found['model']}, pairs drawn at random, without reasoning, verdicts kept from a confidence of 0.8 "
+        "on. 95% intervals.",
         "",
         "| pairs | judge | calibrated | agreement with people | orders agree | kept | agreement on these | calibration error |",
         "|---|---|---|---|---|---|---|---|",
@@ -990,7 +1285,7 @@ def _judge_cells(row: dict[str, Any]) -> str:
 def judges_by_domain_table() -> str:
     """Return the table of docs/guides/which-judge.md: the same judges in the domains in which they were measured."""
     lines = ["| domain | model | judge | kept | right or agreed | measured by |", "|---|---|---|---|---|---|"]
-    rows = [*_embedded_judge_rows(), *_vote_rows(), *_human_label_rows()]
+    rows = [*_embedded_judge_rows(), *_same_pair_rows(), *_vote_rows(), *_human_label_rows()]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
@@ -1006,6 +1301,26 @@ def _embedded_judge_rows() -> list[tuple[str, ...]]:
             f"`{loop['command']}`",
         )
         for run in loop["runs"]
+    ]
+
+
+def _same_pair_rows() -> list[tuple[str, ...]]:
+    """Return the judges of the embedded model on the same pairs, from results/judges.json."""
+    if not _is_measured("judges"):
+        return []
+    found = _load("judges")
+    return [
+        (
+            "word problems, pairs with exactly one right reply",
+            "embedded model",
+            name,
+            _counted(row["coverage"]),
+            f"kept labels right by gold: {_counted(row['agreement_kept'])}; all pairs: {_counted(row['agreement'])}"
+            + ("" if name == "pairwise" else f", less `pairwise` {_points(row['less_plain']['difference'])}")
+            + (f"; orders agree: {_counted(row['swap_consistency'])}" if row["swap_consistency"]["n"] else ""),
+            f"`{found['command']}`",
+        )
+        for name, row in found["judges"].items()
     ]
 
 
@@ -1034,7 +1349,7 @@ def _human_label_rows() -> list[tuple[str, ...]]:
             f"{judge}, {_CALIBRATED[kind]}",
             _counted(row["coverage"]),
             f"agreement with people on all pairs: {_counted(row['agreement'])}",
-            f"`{found['command']}`",
+            f"`{data['command']}`",
         )
         for name, data in found["sets"].items()
         for judge, rows in data["judges"].items()
@@ -1118,6 +1433,55 @@ def sft_table() -> str:
         "Without marks, TRL gets a copy of the template with `{% generation %}` marks."
     )
     return "\n".join([caption, "", *lines]) + "\n"
+
+
+def vocabulary_table() -> str:
+    """Return the figures of new tokens, from results/vocabulary.json."""
+    if not _is_measured("vocabulary"):
+        return "`python benchmarks/vocabulary.py` has no results yet.\n"
+    found = _load("vocabulary")
+    columns = (
+        "text",
+        "tuned",
+        "steps",
+        "characters per token",
+        "loss, nats per character",
+        "of the seeds",
+        "minus no new tokens",
+    )
+    lines = [
+        f"By `{found['command']}`: {found['tokens']} new tokens, steps of {found['batch']} rows of {found['length']} tokens, "
+        f"learning rate {found['learning_rate']}; mean of {found['seeds']} seeds on the same held-out passages, with the 95% "
+        "interval over passages (Student).",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+    ]
+    for text, rows in found["texts"].items():
+        first = f"{rows['before']['characters_per_token']:.2f} | {_spread(rows['before']['loss'])}"
+        lines.append(f"| {text} | not at all | 0 | {first} | | |")
+        for kind, title in _EXTENSIONS.items():
+            row = rows[kind]
+            seeds = f"{min(row['loss_of_seeds']):.3f} to {max(row['loss_of_seeds']):.3f}"
+            change = "" if kind == "plain" else _spread(row["change"], sign="+")
+            loss = f"{row['characters_per_token']:.2f} | {_spread(row['loss'])}"
+            lines.append(f"| {text} | {title} | {row['steps']} | {loss} | {seeds} | {change} |")
+    sizes = ", ".join(
+        f"{text}: {rows['train_characters']:,} characters to train on, {rows['held_characters']:,} held out"
+        for text, rows in found["texts"].items()
+    )
+    return "\n".join([*lines, "", f"{sizes}."]) + "\n"
+
+
+_EXTENSIONS = {
+    "plain": "without new tokens",
+    "steps": "with new tokens, equal steps",
+    "text": "with new tokens, equal text",
+}
+
+
+def _spread(figure: dict[str, Any], sign: str = "") -> str:
+    return f"{figure['value']:{sign}.3f} ({figure['ci_low']:{sign}.3f} to {figure['ci_high']:{sign}.3f})"
 
 
 def over_tables() -> str:
@@ -1272,6 +1636,51 @@ def _write(path: Path, new: str, check: bool) -> None:
         path.write_text(new, encoding="utf-8")
 
 
+def text_metrics_tables() -> str:
+    """Return agreement with published values, times, and what perplexity finds, from results/text_metrics.json."""
+    if not _is_measured("text_metrics"):
+        return "`python benchmarks/text_metrics.py` has no results yet.\n"
+    found = _load("text_metrics")
+    lines = [
+        f"By `{found['command']}`, on one core of a shared machine. Published values that have the same definition:",
+        "",
+        "| values | cases | equal to the published digits | largest difference |",
+        "|---|---|---|---|",
+        *(f"| {row['values']} | {row['n']} | {row['equal']} | {row['largest']:.1g} |" for row in found["agreement"]),
+        "",
+        f"CPU seconds per {found['lines']:,} lines of {found['words_per_line']:.0f} words with one reference, and intervals:",
+        "",
+        "| metric | seconds |",
+        "|---|---|",
+        *(f"| `{name}` | {seconds:.2f} |" for name, seconds in found["seconds"].items()),
+        "",
+        *_ngram_lines(found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ngram_lines(found: dict[str, Any]) -> list[str]:
+    ngram = found["ngram"]
+    shares = [f"{_interval(row['precision'])}" for row in found["anomalies"]]
+    areas = [
+        f"{row['auc']['value']:.4f} ({row['auc']['ci_low']:.4f} to {row['auc']['ci_high']:.4f})" for row in found["anomalies"]
+    ]
+    return [
+        "The n-gram model, trained on sentences of the same kind:",
+        "",
+        "| texts | seconds to train | seconds to score 1,000 |",
+        "|---|---|---|",
+        *(f"| {row['texts']:,} | {row['train']:.2f} | {row['score_1000']:.2f} |" for row in ngram["rows"]),
+        "",
+        f"`nltk.lm.KneserNeyInterpolated`, trained on {ngram['nltk_texts']:,} texts, takes "
+        f"{ngram['nltk_score_1000']:.0f} seconds to score 1,000, and its time per text grows with their number.",
+        "",
+        f"Among {found['texts'] - found['planted']} word problems, {found['planted']} instructions on other subjects were "
+        f"planted. Of the {found['planted']} highest perplexities, {'; '.join(shares)} were planted ones (three draws); the "
+        f"area under the ROC curve is {'; '.join(areas)}.",
+    ]
+
+
 def serve_tables() -> str:
     """Return throughput and latency of `selfeval serve`, and the outcomes of mixed requests, from results/serve.json."""
     if not _is_measured("serve"):
@@ -1312,11 +1721,98 @@ def _mixed_lines(mixed: dict[str, Any]) -> list[str]:
     ]
 
 
+def scale_tables() -> str:
+    """Return times with several workers, and the recovery from kills, from results/scale.json."""
+    if not _is_measured("scale"):
+        return "`python benchmarks/scale.py` has no results yet.\n"
+    found = _load("scale")
+    return "\n".join([*_worker_lines(found), *_kill_lines(found)]) + "\n"
+
+
+def _worker_lines(found: dict[str, Any]) -> list[str]:
+    runs = found["runs"]
+    if not runs:
+        return []
+    rows = [
+        f"| {name if int(name) else 'none (one process)'} | {run['mapped']:.0f} s | {run['starting']:.0f} s | "
+        f"{sum(run['cpu'].values()):.0f} s | {run['cpu']['ray']:.0f} s | {'yes' if run['same_shards'] else 'no'} |"
+        for name, run in runs.items()
+    ]
+    return [
+        "| workers | replies and verdicts | until the first worker is ready | CPU time of all processes | "
+        "of it, Ray's own | same shards |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"By `{found['command']}`: runs of the embedded model up to the verdicts, {found['questions']} questions, one CPU "
+        f"thread per process, on {found['machine']['cores']} hyper-threads of a shared machine, so wall times vary. CPU times "
+        "include the stage questions and all imports.",
+        "",
+    ]
+
+
+def _kill_lines(found: dict[str, Any]) -> list[str]:
+    kills, compared = found.get("kills", []), found.get("compared", [])
+    if not kills:
+        return []
+    rows = []
+    for target in dict.fromkeys(kill["target"] for kill in kills):
+        seconds = sorted(kill["seconds"] for kill in kills if kill["target"] == target)
+        spread = f"{statistics.median(seconds):.0f} s | {seconds[-1]:.0f} s"
+        rows.append(f"| {target} | {len(seconds)} | {spread} |")
+    stages = Counter(kill["stage"] for kill in kills)
+    ends = "No run has reached its end yet, so no report was compared."
+    same = sum(run["same_shards"] and run["same_roles"] and not run["report_differs_in"] for run in compared)
+    if compared:
+        ends = (
+            f"At their end, {same} of {len(compared)} runs had the shards, the trained weights and the report of a run without "
+            "kills, byte for byte apart from times and peak memory."
+        )
+    return [
+        "| killed | times | recovery, median | longest |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"{len(kills)} kills at random moments of small runs of all stages on two workers "
+        f"({', '.join(f'{stage} {count}' for stage, count in stages.most_common())}). Recovery is the time until the run got "
+        f"further than ever before; it includes the start of the command or of a worker. {sum(k['stuck'] for k in kills)} runs "
+        f"got stuck. {ends}",
+    ]
+
+
 _PRINTED = re.compile(
     r"(?P<start><!-- figures: (?P<command>.+?)(?:, (?P<part>first|last) (?P<count>\d+)|, (?P<error>error))? -->\n)"
     r".*?(?P<end><!-- /figures -->)",
     re.DOTALL,
 )
+
+
+def storage_table() -> str:
+    """Return the requests of a run at S3, from results/storage.json."""
+    if not _is_measured("storage"):
+        return "`python benchmarks/storage.py` has no results yet.\n"
+    found = _load("storage")
+    folder, remote = found["times"]["folder"], found["times"]["s3"]
+    readings = {"a first reading command, elsewhere": found["readings"]["first"], "the same again": found["readings"]["again"]}
+    return "\n".join(
+        [
+            f"By `{found['command']}`: a small run of {found['files']} files and {found['bytes'] / 2**20:.1f} MiB at an "
+            f"emulator of S3, in {remote['seconds']:.0f} seconds, of which {remote['cpu_seconds']:.0f} seconds are CPU time of "
+            f"its process; in a folder {folder['seconds']:.0f} and {folder['cpu_seconds']:.0f} seconds, on a shared machine. "
+            "The longer a stage takes, the more often the index and the lease are written.",
+            "",
+            "| during | PUT | GET | LIST | DELETE | MiB sent | MiB received |",
+            "|---|---|---|---|---|---|---|",
+            *(_storage_line(name, row) for name, row in (found["stages"] | readings).items()),
+            "",
+        ]
+    )
+
+
+def _storage_line(name: str, row: dict[str, int]) -> str:
+    requests = " | ".join(f"{row.get(method, 0):,}" for method in ("PUT", "GET", "LIST", "DELETE"))
+    sizes = " | ".join(f"{row[key] / 2**20:.2f}" for key in ("sent_bytes", "received_bytes"))
+    return f"| {name} | {requests} | {sizes} |"
 
 
 def _refresh_tutorial(name: str, check: bool) -> None:
@@ -1365,19 +1861,27 @@ def main() -> None:
     _refresh(_SPARSE, sparse_table(), options.check)
     _refresh(_OVER, over_tables() + "\n### Members that read different inputs\n\n" + ensemble_tables(), options.check)
     _refresh(_EVIDENCE, coverage_tables(), options.check)
-    _refresh(_QUESTIONS, questions_table(), options.check)
-    _refresh(_FINE_TUNING, sft_table(), options.check)
+    _refresh(_QUESTIONS, (filters_table(), questions_table()), options.check)
+    _refresh(_EMBEDDINGS, embedders_tables(), options.check)
+    _refresh(_FINE_TUNING, (sft_table(), vocabulary_table()), options.check)
     _refresh(_CHECK, check_table(), options.check)
+    _refresh(_SEARCH, (index_table(), duplicates_table()), options.check)
     _refresh(_SERVE, serve_tables(), options.check)
+    _refresh(_SCALE, scale_tables(), options.check)
+    _refresh(_STORAGE, storage_table(), options.check)
     _refresh(_JUDGING, word_problems_table(), options.check)
     _refresh(_WHICH_JUDGE, judges_by_domain_table(), options.check)
     _refresh(_HUMAN, human_labels_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
     _refresh(_EVALUATOR, options_table() + attacks_table(), options.check)
     _refresh(_ROLES, decoding_table(), options.check)
+    _refresh(_TEXT_METRICS, text_metrics_tables(), options.check)
     shared = "\n".join(block for block in (step_table(), side_tables()) if block)
     _refresh(_SPEED, (shared, speculation_tables(), growth_table()), options.check)
     _refresh(_MEMORY, freed_memory_table(), options.check)
+    scale = _load("scale_model")
+    _refresh(_SCALE_MODEL, (predicted_tables(scale), limits_tables(scale), check_tables(scale)), options.check)
+    _write(_SCALE_MODEL.with_suffix(".svg"), _side_by_side(efficiency_plot(scale)), options.check)
     _refresh_tutorial("mathematics", options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)

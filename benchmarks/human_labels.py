@@ -6,19 +6,21 @@ python benchmarks/human_labels.py --data FOLDER [--model FOLDER] [--sets llmbar 
 Judges random pairs of LLMBar and PandaLM (FOLDER has their files; see docs/concepts/judge-benchmark.md) with `pairwise` and
 `pointwise`, without reasoning, and measures the judge's probabilities as they are, calibrated on the agreement of both orders
 (without labels), and on labels (cross-fitted: the pairs of a fifth of the questions get the calibration of the others). The
-default model is SmolLM2-135M-Instruct as converted by real_model.py. Judgements are kept, so the same command resumes.
+default model is SmolLM2-135M-Instruct as converted by real_model.py. Judgements are kept, so the same command resumes. Other
+data sets keep their earlier figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import write
+from common import RESULTS, write
 from real_model import model_folder
 
 from selfeval.config import VerdictsConfig
@@ -43,6 +45,7 @@ JUDGES: dict[str, tuple[str, ...]] = {
 """Judges and settings. The model rarely begins with a grade, so nearly all grades fall below the default of the label mass."""
 SETTINGS = ("verdicts.reasoning=false", "backbone.device=cpu", "backbone.precision=fp32", "backbone.rollout_batch_size=8")
 FOLDS = 5
+COMMAND = "python benchmarks/human_labels.py --data FOLDER"
 
 
 def judged(model: str, name: str, pairs: Sequence[LabelledPair], output: Path) -> tuple[list[Case], VerdictsConfig]:
@@ -128,9 +131,17 @@ def main() -> None:
             }
             print(name, judge, rows[judge], flush=True)
         baselines = {rule: figure.as_json() for rule, figure in measure(cases).baselines.items()}
-        results[name] = {"pairs": len(picked), "available": len(pairs), "judges": rows, "baselines": baselines}
-    command = f"python benchmarks/human_labels.py --data FOLDER --sets {' '.join(options.sets)} --limit {options.limit}"
-    write("human_labels", command, {"model": Path(model).name, "sets": results})
+        command = f"python benchmarks/human_labels.py --data FOLDER --sets {name} --limit {options.limit}"
+        counts = {"pairs": len(picked), "available": len(pairs)}
+        results[name] = {"command": command, **counts, "judges": rows, "baselines": baselines}
+    write("human_labels", COMMAND, {"model": Path(model).name, "sets": {**earlier(Path(model).name), **results}})
+
+
+def earlier(model: str) -> dict[str, Any]:
+    """Return the figures of a model on other data sets that were measured before."""
+    path = RESULTS / "human_labels.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found["sets"] if found.get("model") == model else {}
 
 
 if __name__ == "__main__":

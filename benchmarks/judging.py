@@ -27,7 +27,7 @@ def main() -> None:
     def measure(options: Any, model: str) -> dict[str, Any]:
         from selfeval.bench.judge import bench_judge
 
-        return bench_judge(options, requests=asked.requests, **SIZES[model], tell=say(model)).as_json()
+        return bench_judge(options, requests=asked.requests, **SIZES[model], report_progress=say(model)).as_json()
 
     write("judging", "python benchmarks/judging.py", measured("judging", asked, measure, "judging.py"))
 

@@ -75,8 +75,10 @@ def main() -> None:
 
         sizes = {"requests": asked.requests, **SIZES[model]}
         return {
-            "rollout": {f"n={n}": bench_rollout(options, samples=n, **sizes, tell=say(model)).as_json() for n in (1, 8)},
-            "logprobs": bench_logprobs(options, **sizes, tell=say(model)).as_json(),
+            "rollout": {
+                f"n={n}": bench_rollout(options, samples=n, **sizes, report_progress=say(model)).as_json() for n in (1, 8)
+            },
+            "logprobs": bench_logprobs(options, **sizes, report_progress=say(model)).as_json(),
         }
 
     write("rollout", "python benchmarks/rollout.py", measured("rollout", asked, measure, "rollout.py"))

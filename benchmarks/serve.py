@@ -27,17 +27,8 @@ from typing import Any
 
 import httpx
 import psutil
-from common import selfeval, write
+from common import SMALL, selfeval, write
 
-SMALL = (
-    "questions.train=48",
-    "questions.test=16",
-    "verdicts.keep=0.5",
-    "evaluator.batch=8",
-    "policy.gate=off",
-    "policy.iterations=4",
-    "backbone.lora.rank=4",
-)
 TOKENS, CLIENTS, TOKEN = 32, 16, "benchmark"
 QUESTIONS = [
     f"{name} has {count} pens. {name} buys {more} more. How many pens does {name} have now?"

@@ -20,7 +20,18 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
-from selfeval.config import JUDGES, LEARNERS, JudgeSpec, LearnerSpec, PolicyConfig, RunConfig, VerdictsConfig
+from selfeval.config import (
+    EMBEDDERS,
+    JUDGES,
+    LEARNERS,
+    EmbedderSpec,
+    EmbeddingsConfig,
+    JudgeSpec,
+    LearnerSpec,
+    PolicyConfig,
+    RunConfig,
+    VerdictsConfig,
+)
 from selfeval.config.model_defaults import BY_SIZE, NO_THINKING, size_name
 
 __all__ = ["render"]
@@ -41,6 +52,7 @@ Which stages are redone after a change is described in [the first-run guide](gui
 _REGISTRIES: dict[tuple[type[BaseModel], str], Collection[str]] = {
     (PolicyConfig, "learner"): LEARNERS,
     (VerdictsConfig, "judge"): JUDGES,
+    (EmbeddingsConfig, "embedder"): EMBEDDERS,
 }
 """Settings whose allowed values are the names in a registry."""
 _WORDS = {int: "whole number", float: "number", str: "text", Any: "JSON value", bool: "true or false", ByteSize: "size"}
@@ -135,11 +147,15 @@ def _is_settings(field: FieldInfo) -> bool:
 
 
 def _sections_of_choices(section: str) -> Iterator[str]:
-    """The sections of all learners or judges, in the order of their registry."""
-    registries: Mapping[str, Mapping[str, LearnerSpec | JudgeSpec]] = {"policy": LEARNERS, "verdicts": JUDGES}
-    for spec in registries.get(section, {}).values():
+    """The sections of all learners, judges or embedders, in the order of their registry."""
+    registries: Mapping[str, tuple[str, Mapping[str, LearnerSpec | JudgeSpec | EmbedderSpec]]] = {
+        "policy": ("learner", LEARNERS),
+        "verdicts": ("judge", JUDGES),
+        "embeddings": ("embedder", EMBEDDERS),
+    }
+    key, registry = registries.get(section, ("", {}))
+    for spec in registry.values():
         if spec.config is not None:
-            key = "learner" if section == "policy" else "judge"
             yield from ("", f"### [{section}.{spec.name}]", "", f'{spec.summary} Only with `{key} = "{spec.name}"`.', "")
             yield from _table(spec.config)
 

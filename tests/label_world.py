@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from selfeval.labelling.pairs import CurrentLabels, LabelPair, current_labels
 from selfeval.records import Label, LabelChoice, VerdictState
 
-__all__ = ["is_right", "label", "labels_of", "make_pairs", "pair", "share_right"]
+__all__ = ["current", "is_right", "label", "labels_of", "make_pairs", "pair", "share_right"]
 
 
 def pair(number: int, margin: float = 1.0, probability: float | None = 0.9, *, question: int | None = None) -> LabelPair:
@@ -26,9 +26,14 @@ def label(pair: LabelPair, choice: str, rater: str = "ann", *, turned: bool = Fa
     return Label(pair.question_id, first, second, LabelChoice(choice), rater, time, False, texts or pair.texts)
 
 
+def current(labels: Iterable[Label], pairs: Iterable[LabelPair]) -> CurrentLabels:
+    """The current labels of some pairs."""
+    return current_labels(labels, {one.key: one for one in pairs})
+
+
 def labels_of(pairs: Sequence[LabelPair], better: Mapping[str, str], rater: str = "ann") -> CurrentLabels:
     """The labels of a rater who chooses `better` by the fingerprint of the pair."""
-    return current_labels([label(one, better[one.texts], rater) for one in pairs], pairs)
+    return current([label(one, better[one.texts], rater) for one in pairs], pairs)
 
 
 def make_pairs(count: int, seed: int, *, per_question: int = 1) -> tuple[list[LabelPair], dict[str, str]]:

@@ -16,7 +16,7 @@ from processes import context
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.runs.templates import templates_of_run
-from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, Tell, Work
+from selfeval.stages.shards import Batch, ModelHandle, ReportProgress, ShardOutput, Work
 
 _MODEL: list[ModelHandle] = []
 """The model of this process, once it is loaded."""
@@ -45,7 +45,7 @@ class OtherProcess:
     _pool: ProcessPoolExecutor | None = None
 
     def map(
-        self, work: Work[Any], batches: Sequence[Batch[Any]], tell: Tell | None = None
+        self, work: Work[Any], batches: Sequence[Batch[Any]], report_progress: ReportProgress | None = None
     ) -> Iterator[tuple[Batch[Any], ShardOutput]]:
         if self._pool is None:
             loading = (self.config, self.folder, torch.get_num_threads())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ import selfeval
 from processes import environment, start
 from processes import selfeval as command
 from selfeval import errors
+from selfeval.quality.margin_signals import MarginCalibration
+from selfeval.runs.members import Temperature
+from selfeval.runs.pair_confidence import PairConfidence
 from toy import SIZES, ToyRun, toy_arguments
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
@@ -195,7 +200,8 @@ def test_a_run_can_be_read_while_another_process_works_in_it(recipe: Path, tmp_p
         process.kill()
         process.communicate()
     assert process.returncode == 0
-    assert said - {f"RUN has no {kind} yet" for kind in ("seeds", "questions", "replies", "verdicts", "pairs", "dropped")} <= {
+    kinds = ("seeds", "questions", "replies", "verdicts", "pairs", "dropped records")
+    assert said - {f"RUN has no {kind} yet" for kind in kinds} <= {
         "RUN is not a run (no run.json)",
         "RUN has no run.json yet",
         "RUN has no configuration yet",
@@ -312,6 +318,24 @@ def test_a_ranking_is_unsure_where_a_comparison_is(evaluator: selfeval.Evaluator
     assert (clear.preferred, clear.unsure) == (1, False)
     assert equal.unsure
     assert equal_first.unsure, "neither of the two best replies is better"
+
+
+def test_the_confidence_of_an_ensemble_depends_on_its_disagreement(
+    evaluator: selfeval.Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a, b), scorer = evaluator.score(QUESTION, REPLIES[:2]), evaluator._scorer
+    # The second member is the first one with half of its scores, so the margins are m and m / 2.
+    half = replace(scorer.members[0], deviation=2.0 * scorer.members[0].deviation)
+    monkeypatch.setattr(evaluator, "_scorer", replace(scorer, members=(scorer.members[0], half)))
+    signals = MarginCalibration({"choice": 0.0, "margin": 1.0, "disagreement": 2.0})
+    monkeypatch.setattr(evaluator, "_confidence", PairConfidence(Temperature(1.0, 100), signals))
+    found = evaluator.compare(QUESTION, *REPLIES[:2], sure=0.5)
+    # Mean margin 3 m / 4, deviation m / 4.
+    assert found.confidence == pytest.approx(1 / (1 + math.exp(-abs(a - b) * (0.75 + 0.5))), abs=1e-5)
+    assert found.scores == pytest.approx((0.75 * a, 0.75 * b), abs=1e-5)
+    (ranking,) = evaluator.rank([(QUESTION, REPLIES[:2])], sure=0.5)
+    assert ranking.confidence == found.confidence
+    assert max(evaluator.confidences(evaluator.score(QUESTION, REPLIES[:2]))) == found.confidence
 
 
 def test_the_reward_function_takes_messages_questions_and_the_policys_prompt(

@@ -25,7 +25,7 @@ LEVELS = (
     ("evaluation", "training", "report", "runs", "serve"),
     ("execution", "judging", "labelling", "quality", "rollout", "scale"),
     ("backbone",),
-    ("algorithms", "links", "store"),
+    ("algorithms", "links", "servers", "store"),
     ("config", "records", "errors", "grounding", "prompt", "texts", "versions"),
 )
 """Layers from top to bottom; a package may import those below it, and those of its own layer without a cycle."""
@@ -192,6 +192,16 @@ def test_only_one_module_touches_the_caches_of_transformers() -> None:
     assert touching == {"selfeval.backbone.families.cache"}
 
 
+def test_only_one_package_imports_ray() -> None:
+    importing = set()
+    for path in MODULES:
+        for node in ast.walk(_tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            importing |= {_room(_name(path)) for name in names if name.partition(".")[0] == "ray"}
+    assert importing == {"scale"}
+
+
 GOLD_READERS = {
     f"selfeval.stages.{name}" for name in ("attacks", "evaluation", "graph", "input_files", "pipeline", "preflight")
 } | {f"selfeval.{name}" for name in ("policy_comparison.comparing", "policy_comparison.judging", "suitability.checking")}
@@ -320,6 +330,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_training_finishes_without_the_oracle_and_evaluation_does_not(tmp_path: Path) -> None:
     """Proof at run time: an unavailable oracle stops evaluation, and nothing before it."""
     recipe, output = copy_lab(tmp_path / "lab"), tmp_path / "run"

@@ -15,6 +15,7 @@ from selfeval.cli.app import app
 from selfeval.config import load_config
 from selfeval.errors import ConfigError, DataError
 from selfeval.execution.sandbox import check_sandbox
+from slow import slow
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 OWN_MODEL = ("chinese-mathematics", "code", "instruct", "mathematics", "own-model", "small-model", "writing")
@@ -98,7 +99,7 @@ def test_a_recipe_without_its_file_says_so(name: str, model: Path, tmp_path: Pat
         _run(name, model, tmp_path, {"questions": {"file": missing}}, allow_code_execution=True)
 
 
-@pytest.mark.parametrize("name", OWN_MODEL)
+@pytest.mark.parametrize("name", [*OWN_MODEL[:2], *map(slow, OWN_MODEL[2:])])
 def test_a_recipe_is_planned(name: str, model: Path) -> None:
     small = ("replies.max_new_tokens=32", "verdicts.max_new_tokens=32", "backbone.precision=fp32")
     options = [part for setting in small for part in ("--set", setting)]

@@ -457,6 +457,15 @@ def _two_shards(store: RunStore) -> list[Path]:
     return [store.root / kind / f"shard-{i:05d}.jsonl" for kind in ("questions", "dropped/questions") for i in (0, 1)]
 
 
+def test_a_shard_from_before_a_stage_dropped_records_counts_and_one_that_lost_its_drops_does_not(store: RunStore) -> None:
+    store.write_shard("replies", 0, QUESTIONS)
+    store.write_shard("replies", 1, QUESTIONS, [])
+    assert [store.has_shard("replies", index, drops=None) for index in (0, 1, 2)] == [True, True, False]
+    assert not store.has_shard("replies", 0, drops=True)
+    (store.root / "dropped" / "replies" / "shard-00001.jsonl").unlink()
+    assert not store.has_shard("replies", 1, drops=None)
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_a_shard_of_an_interrupted_stage_that_was_changed_is_refused_and_the_remedy_works(store: RunStore, number: int) -> None:
     path, index = _two_shards(store)[number], number % 2

@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from processes import python
+from slow import slow
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -50,7 +51,7 @@ def test_a_local_build_counts_as_its_version(tmp_path: Path) -> None:
     assert untested(tmp_path, f"torch=={torch.partition('+')[0]}") == []
 
 
-@pytest.mark.parametrize("bound", ["<1", ">=0"])
+@pytest.mark.parametrize("bound", ["<1", slow(">=0")])
 def test_the_command_says_so_at_its_start(tmp_path: Path, bound: str) -> None:
     metadata(tmp_path, f"transformers{bound}")
     code = FIND_IT_FIRST + "from selfeval.cli import main; main()"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -22,6 +24,7 @@ __all__ = [
     "FAMILIES",
     "PAD",
     "backbone",
+    "bytes_tokenizer",
     "full_logprobs",
     "model",
     "save_model",
@@ -77,6 +80,25 @@ def words_tokenizer(special: Sequence[str] = ("<pad>", "<eos>"), vocabulary: int
     """A byte-level BPE tokenizer with pad 0 and eos 1."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained(tuple(special), vocabulary)))
     tokenizer.add_special_tokens({"pad_token": special[0], "eos_token": special[1]})
+    return tokenizer
+
+
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer as SentencePiece makes them: no pre-tokenizer, ▁ for a space, unknown characters as bytes."""
+    core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    core.normalizer = normalizers.Replace(" ", "▁")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=special, initial_alphabet=list(ascii_letters), show_progress=False
+    )
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    core.train_from_iterator(["Tom has seven apples. " * 4], trainer)
+    values = json.loads(core.to_str())
+    values["pre_tokenizer"] = None
+    values["added_tokens"] = values["added_tokens"][:2]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(values)))
+    tokenizer.add_special_tokens({"unk_token": "<unk>", "eos_token": "<eos>"})
     return tokenizer
 
 

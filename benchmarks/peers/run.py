@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import selfeval, write
+from common import SMALL, selfeval, write
 from environment import ROOT, build
 
 from selfeval.backbone.role_files import load_role
@@ -36,15 +36,6 @@ from selfeval.runs.templates import templates_of_run
 from selfeval.store import RunStore, read_json
 
 GUIDE = ROOT / "docs" / "guides" / "use-elsewhere.md"
-SMALL = (
-    "questions.train=48",
-    "questions.test=16",
-    "verdicts.keep=0.5",
-    "evaluator.batch=8",
-    "policy.gate=off",
-    "policy.iterations=4",
-    "backbone.lora.rank=4",
-)
 LIMIT = 64
 """Reply length in tokens in the guide's task."""
 

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
         MissingPackageError,
         ModelError,
         NotFiniteError,
+        ProcessGroupError,
         RoleError,
         RunFolderError,
         SeedsError,
         SelfEvalError,
         StorageError,
         TextError,
+        WorkerError,
     )
     from selfeval.judge_benchmark.benchmark import JudgeBenchmark, benchmark_judge
     from selfeval.judge_benchmark.label_check import JudgeCheck, judge_check
     from selfeval.policy_comparison.comparing import compare
     from selfeval.policy_comparison.result import PolicyComparison
+    from selfeval.quality.text_metrics.scoring import TextMetrics, text_metrics
     from selfeval.runs.comparison import Comparison
     from selfeval.runs.evaluator import Evaluator, Ranking
     from selfeval.runs.judge import Judge
@@ -59,6 +62,7 @@ __all__ = [
     "NotFiniteError",
     "Policy",
     "PolicyComparison",
+    "ProcessGroupError",
     "Ranking",
     "RoleError",
     "Run",
@@ -68,12 +72,15 @@ __all__ = [
     "SelfEvalError",
     "StorageError",
     "TextError",
+    "TextMetrics",
+    "WorkerError",
     "__version__",
     "benchmark_judge",
     "compare",
     "judge_check",
     "load_config",
     "run",
+    "text_metrics",
 ]
 
 __version__ = "0.1.0"
@@ -89,11 +96,13 @@ _MODULES = {
     "Ranking": "selfeval.runs.evaluator",
     "Run": "selfeval.runs.run",
     "RunConfig": "selfeval.config",
+    "TextMetrics": "selfeval.quality.text_metrics.scoring",
     "benchmark_judge": "selfeval.judge_benchmark.benchmark",
     "compare": "selfeval.policy_comparison.comparing",
     "judge_check": "selfeval.judge_benchmark.label_check",
     "load_config": "selfeval.stages.recipes",
     "run": "selfeval.stages.running",
+    "text_metrics": "selfeval.quality.text_metrics.scoring",
 }
 """Modules that define the names of the API; names that end with `Error` are in `selfeval.errors`."""
 

@@ -13,7 +13,9 @@ SelfEvalError
 │   ├── MemoryLimitError    a single sequence exceeds the memory, or the memory budget
 │   ├── LoopError           the output of the stages cannot be used (for example: no pair survived judging)
 │   │   └── NotFiniteError  a number of training is NaN or infinite
+│   ├── ProcessGroupError   the processes of one training disagree, or one was lost too often
 │   ├── EndpointError       the server of a judge refuses, cannot be reached, or reached its budget; answers are kept
+│   ├── WorkerError         the workers of a run cannot be started, or are lost again and again
 │   ├── ExportError         a role cannot be exported as requested: no such role, target not empty, unsupported model kind
 │   └── MissingPackageError an optional dependency is not installed; also an ImportError
 └── RoleError               incorrect use of roles inside this package; exit code 1
@@ -23,6 +25,7 @@ A message states the actual value, the allowed values, and what to do.
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 __all__ = [
@@ -37,13 +40,16 @@ __all__ = [
     "MissingPackageError",
     "ModelError",
     "NotFiniteError",
+    "ProcessGroupError",
     "RoleError",
     "RunFolderError",
     "SeedsError",
     "SelfEvalError",
     "StorageError",
     "TextError",
+    "WorkerError",
     "is_out_of_memory",
+    "portable",
 ]
 
 
@@ -99,8 +105,16 @@ class NotFiniteError(LoopError):
     """A number of training is NaN or infinite. The message names the tensor."""
 
 
+class ProcessGroupError(InputError):
+    """The processes of one training disagree, or one of them was lost too often. Training resumes from its last checkpoint."""
+
+
 class EndpointError(InputError):
     """The server of a judge refuses requests, cannot be reached, or has cost the budget. The answers so far are kept."""
+
+
+class WorkerError(InputError):
+    """The workers of a run cannot be started, or are lost again and again. Finished shards are kept."""
 
 
 class ExportError(InputError):
@@ -142,3 +156,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error that another process can raise: itself, or a `RuntimeError` with its text and notes.
+
+    An exception is unpickled from its arguments, which those of many libraries cannot be.
+    """
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # it may fail in any way
+        copy = None
+    if type(copy) is type(error):
+        return error
+    found = RuntimeError(f"{type(error).__name__}: {error}")
+    for note in getattr(error, "__notes__", ()):
+        found.add_note(note)
+    return found

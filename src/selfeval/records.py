@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 __all__ = [
@@ -486,34 +486,49 @@ def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
         TypeError: a field is missing, unknown, or of another type.
         ValueError: a value is not allowed, for example an integer of more than 64 bits.
     """
-    hints = _hints(typing.cast(type, kind))
-    return kind(**{name: _restore(hints.get(name), value) for name, value in dict(values).items()})
+    restorers = _restorers(typing.cast(type, kind))
+    return kind(**{name: restorers[name](value) if name in restorers else value for name, value in dict(values).items()})
 
 
+# Resolving a type takes longer than reading a record, so what follows from it is computed once.
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """Return the types of the fields. Cached, because resolving them takes longer than reading a record."""
+    """Return the types of the fields."""
     return typing.get_type_hints(kind)
 
 
-def _restore(hint: Any, value: Any) -> Any:
+@cache
+def _restorers(kind: type) -> dict[str, Callable[[Any], Any]]:
+    """Return the function that restores each field."""
+    return {name: _restorer(hint) for name, hint in _hints(kind).items()}
+
+
+@cache
+def _restorer(hint: Any) -> Callable[[Any], Any]:
+    """Return the function that restores a value of a type."""
     if enum := _enum_in(hint):
-        return None if value is None and enum is not hint else enum(value)
+        return enum if enum is hint else lambda value: None if value is None else enum(value)
     if records := _records_in(hint):
-        return _nested(records, value, optional=_is_optional(hint) and type(None) in typing.get_args(hint))
-    if typing.get_origin(hint) is not tuple:
-        return _checked(hint, value)
+        return partial(_nested, records, _is_optional(hint) and type(None) in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return partial(_restored_tuple, typing.get_args(hint))
+    kinds = typing.get_args(hint) if _is_optional(hint) else (hint,)
+    # Integers are not among them: their size is checked.
+    at_once = {plain for kind in kinds for plain in _PLAIN.get(kind, ())} - {int}
+    return lambda value: value if type(value) in at_once else _checked(kinds, value)
+
+
+def _restored_tuple(kinds: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise TypeError(f"{_shown(value)} where a list is expected")
-    kinds = typing.get_args(hint)
     if kinds[1:] == (...,):
         if kinds[0] is int and set(map(type, value)) <= {int} and max(map(abs, value), default=0) < 2**63:
             return tuple(value)  # token ids are not checked one by one: that takes ten times as long as reading the record
-        return tuple(_restore(kinds[0], part) for part in value)
-    return tuple(_restore(kind, part) for kind, part in zip(kinds, value, strict=True))
+        return tuple(map(_restorer(kinds[0]), value))
+    return tuple(_restorer(kind)(part) for kind, part in zip(kinds, value, strict=True))
 
 
-def _nested(records: tuple[type, ...], value: Any, *, optional: bool) -> Any:
+def _nested(records: tuple[type, ...], optional: bool, value: Any) -> Any:
     if value is None and optional:
         return None
     if not isinstance(value, dict):
@@ -522,7 +537,6 @@ def _nested(records: tuple[type, ...], value: Any, *, optional: bool) -> Any:
     return from_json(next((record for record in records if value.keys() <= _hints(record).keys()), records[0]), value)
 
 
-@cache
 def _enum_in(hint: Any) -> type[StrEnum] | None:
     """Return the enumeration that a field holds, optional or not; None if it holds none."""
     kinds = (hint, *typing.get_args(hint)) if _is_optional(hint) else (hint,)
@@ -533,7 +547,6 @@ def _is_optional(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
-@cache
 def _records_in(hint: Any) -> tuple[type, ...]:
     """Return the record types that a field holds, optional or not; empty if it holds none."""
     kinds = typing.get_args(hint) if _is_optional(hint) else (hint,)
@@ -543,13 +556,10 @@ def _records_in(hint: Any) -> tuple[type, ...]:
 _PLAIN = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (type(None),)}
 
 
-def _checked(hint: Any, value: Any) -> Any:
-    """Return the value if it has the type of the field."""
-    if type(value) is hint and hint is not int:
-        return value
+def _checked(kinds: tuple[Any, ...], value: Any) -> Any:
+    """Return the value if it has one of the types."""
     if type(value) is int and not -(2**63) <= value < 2**63:
         raise ValueError(f"{_shown(value)} does not fit in 64 bits")
-    kinds = typing.get_args(hint) if _is_optional(hint) else (hint,)
     if not any(_is_of(kind, value) for kind in kinds):
         raise TypeError(f"{_shown(value)} where {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)} is expected")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ __all__ = [
     "read_text",
     "safe_json",
     "shortened",
+    "text_digest",
     "visible",
 ]
 
@@ -254,6 +256,11 @@ def format_bytes(count: float, digits: int = 3) -> str:
     value = count / 1024**power
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f} {('KiB', 'MiB', 'GiB')[power - 1]}"
+
+
+def text_digest(text: str) -> bytes:
+    """Return the SHA-256 of a text in UTF-8. Half characters, which a model can write, have a digest as well."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def shortened(text: str) -> str:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 import tiny_models
-from selfeval.backbone.adapters import BASE
+from selfeval.backbone.adapters import BASE, _adapted
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LoraConfig
@@ -55,6 +56,31 @@ def test_rows_of_several_roles_get_what_passes_of_their_own_give(family: str) ->
             )
         with backbone.acting_as(BASE):
             assert (backbone.hidden(ids, mask)[0] - together[0]).abs().max() > 1e-3  # else the comparison could not fail
+
+
+def test_an_adapter_is_added_in_place_without_gradients_and_to_a_copy_with_them() -> None:
+    """y = W x + scaling · B A x in both cases; in place only where nothing needs the output of the base layer again."""
+    backbone = all_roles()
+    layer = next(m for m in backbone.model.modules() if isinstance(m, BaseTunerLayer))
+    weight, scaling = layer.get_base_layer().weight, layer.scaling["policy"]
+    x = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    base = x @ weight.T
+    expected = base + scaling * (x @ layer.lora_A["policy"].weight.T @ layer.lora_B["policy"].weight.T)
+    assert (expected - base).abs().max() > 1e-3, "the adapter does something"
+    with torch.no_grad():
+        output = base.clone()
+        added = _adapted(layer, "policy", x, output)
+        assert added.data_ptr() == output.data_ptr(), "no second tensor of the output's size"
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    output = base.clone()
+    added = _adapted(layer, "policy", x, output)
+    torch.testing.assert_close(added, expected, rtol=0, atol=1e-5)
+    assert torch.equal(output, base), "with gradients the output of the base layer stays"
+    # By the chain rule: dΣy/dB = scaling · Σ_n 1 (A x_n)^T.
+    added.sum().backward()
+    rows_NR = (x @ layer.lora_A["policy"].weight.T).reshape(-1, layer.lora_A["policy"].weight.shape[0])
+    gradient = (scaling * rows_NR.sum(0)).expand_as(layer.lora_B["policy"].weight)
+    torch.testing.assert_close(layer.lora_B["policy"].weight.grad, gradient, rtol=0, atol=1e-5)
 
 
 def test_gradients_of_a_shared_pass_are_those_of_separate_passes() -> None:

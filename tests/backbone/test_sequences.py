@@ -44,6 +44,17 @@ def test_pad_sequences_lays_out_prompt_reply_padding() -> None:
     assert batch.mask_BR.tolist() == [[True, False, False], [True, True, True]]
 
 
+def test_each_reply_may_have_its_temperature() -> None:
+    """Two of them the same, against log-softmax of logits / t, one reply at a time."""
+    backbone, temperatures = tiny_models.backbone(), [0.5, 1.0, 2.0, 0.5]
+    with torch.no_grad(), backbone.acting_as(BASE):
+        found = reply_logprobs(backbone, as_prompts(PROMPTS), REPLIES, batch_tokens=4096, temperature=temperatures)
+        for prompt, reply, temperature, row in zip(PROMPTS, REPLIES, temperatures, found, strict=True):
+            logits = backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+            expected = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(reply)[:, None])[:, 0]
+            assert row == pytest.approx(expected.tolist(), abs=1e-5)
+
+
 def test_reply_logprobs_are_the_same_when_memory_is_short() -> None:
     backbone = tiny_models.backbone()
     prompts, replies = PROMPTS * 4, REPLIES * 4

@@ -102,6 +102,7 @@ def test_layers_that_are_recomputed_read_the_same_layout() -> None:
 def test_each_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = with_roles()
     assert backbone.shares_prefixes(LONGEST)
+    assert backbone.picks_tokens
     tokens = count_tokens(backbone, monkeypatch)
     batch = pad_sequences(backbone, ASKED, REPLIES)
     with torch.no_grad(), backbone.acting_as("policy"):
@@ -114,6 +115,7 @@ def test_each_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_nothing_is_saved_rows_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = with_roles()
     assert backbone.shares_prefixes(LONGEST)
+    assert backbone.picks_tokens
     tokens = count_tokens(backbone, monkeypatch)
     batch = pad_sequences(backbone, PROMPTS, [[4, 6, 11], [4, 6, 11, 12]])
     with torch.no_grad(), backbone.acting_as("policy"):

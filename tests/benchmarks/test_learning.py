@@ -13,6 +13,7 @@ import rounds
 from selfeval.errors import LoopError
 
 
+@pytest.mark.slow
 def test_a_training_with_an_error_is_no_result(tmp_path: Path) -> None:
     job = {"name": "ppo-0", "run": str(tmp_path / "no run"), "seed": 0, "settings": ["iterations=1"]}
     with pytest.raises(SystemExit, match=r"1 of 1 trainings had errors; .*ppo-0: .*no run"):

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from translations import anchors
 
 from selfeval.cli.app import app
-from selfeval.config import JUDGES, LEARNERS, PolicyConfig, RunConfig
+from selfeval.config import EMBEDDERS, JUDGES, LEARNERS, EmbeddingsConfig, PolicyConfig, RunConfig
 from selfeval.report.schema import Report
 from selfeval.stages import STAGE_NAMES
 
@@ -122,6 +122,9 @@ def _check_setting(assignment: str) -> str | None:
         if model is PolicyConfig and part in LEARNERS:
             model = LEARNERS[part].config
             continue
+        if model is EmbeddingsConfig and part in EMBEDDERS:
+            model = EMBEDDERS[part].config
+            continue
         fields = getattr(model, "model_fields", {})
         if part not in fields:
             return f"--set {assignment}: no such key"
@@ -129,10 +132,15 @@ def _check_setting(assignment: str) -> str | None:
     return None
 
 
+@cache
+def _selfeval() -> Any:
+    """Return the command with its subcommands, which takes a tenth of a second to build."""
+    return typer.main.get_command(app)
+
+
 def _problems(words: list[str]) -> list[str]:
     """Return the names in a command line that do not exist."""
-    command: Any = typer.main.get_command(app)
-    rest = words[1:]
+    command, rest = _selfeval(), words[1:]
     while hasattr(command, "commands") and rest and not rest[0].startswith("-") and not _PLACEHOLDER.search(rest[0]):
         if rest[0] not in command.commands:
             return [f"{' '.join(words)}: no command {rest[0]}"]

@@ -32,8 +32,6 @@ REFUSED = {
 PROBLEMS = [(f"{name} has {n} pens. {name} buys {n + 3} more. How many pens does {name} have now?", 2 * n + 3)
             for n in range(11, 21) for name in ("Ben", "Mia", "Tom")]  # fmt: skip
 
-pytestmark = pytest.mark.slow
-
 
 def _commands(page: Path) -> Iterator[str]:
     for block in blocks(page):
@@ -72,6 +70,7 @@ def test_every_guide_with_commands_is_here() -> None:
     assert found == set(GUIDES)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_guides_work_in_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for guide in GUIDES:

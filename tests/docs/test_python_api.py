@@ -29,7 +29,7 @@ needs = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("pandas", "datasets", "nbclient", "ipykernel")),
     reason="pandas, datasets, nbclient or ipykernel is not installed; `make test` installs them",
 )
-pytestmark = [pytest.mark.slow, needs]
+pytestmark = needs
 
 
 QUIET = "import warnings; warnings.simplefilter('ignore')"
@@ -47,6 +47,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_the_guide_runs_from_top_to_bottom(guide: tuple[Path, str]) -> None:
     folder, printed = guide
     lines = printed.splitlines()
@@ -66,6 +67,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_the_examples_in_the_docstrings_give_what_they_say(guide: tuple[Path, str]) -> None:
     folder, _ = guide
     done = python(f"{QUIET}\n{DOCTESTS}", *DOCUMENTED, cwd=folder)
@@ -75,6 +77,7 @@ def test_the_examples_in_the_docstrings_give_what_they_say(guide: tuple[Path, st
     assert all(int(attempted) > 0 and failed == "0" for _, attempted, failed in results), done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, guide: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:

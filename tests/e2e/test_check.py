@@ -48,6 +48,7 @@ def test_the_embedded_model_is_recommended(tmp_path: Path, monkeypatch: pytest.M
     assert values["memory"]["fits"]
 
 
+@pytest.mark.slow
 def test_a_random_model_is_rejected_because_it_cannot_write_or_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_llama.write(tmp_path / "model")

@@ -14,6 +14,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from selfeval.cli import app
+from slow import slow
 from toy import ToyRun, copy_lab, toy_arguments
 
 SCORE = ["--question", "Tom has 3 pens. He buys 2 more. How many pens has he?", "--reply", "5", "--reply", "6"]
@@ -60,9 +61,10 @@ READERS = [
     ("metrics/evaluator.jsonl", ["run", "--output", "RUN"]),
     ("verdicts/shard-00001.jsonl", ["run", "--output", "RUN"]),
 ]
+CASES = [*READERS[:2], *(slow(*reader) for reader in READERS[2:])]
 
 
-@pytest.mark.parametrize(("name", "command"), READERS, ids=lambda part: part if isinstance(part, str) else part[0])
+@pytest.mark.parametrize(("name", "command"), CASES, ids=lambda part: part if isinstance(part, str) else part[0])
 def test_one_flipped_bit_is_named_by_every_reader_and_nothing_is_written(
     run: Path, tmp_path: Path, name: str, command: list[str]
 ) -> None:
@@ -75,7 +77,7 @@ def test_one_flipped_bit_is_named_by_every_reader_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stage", ["questions", "replies", "verdicts"])
+@pytest.mark.parametrize("stage", [slow("questions"), slow("replies"), "verdicts"])
 def test_a_shard_of_a_killed_stage_that_was_changed_is_refused_and_its_remedy_works(run: Path, stage: str) -> None:
     shards = sorted((run / stage).glob("shard-*.jsonl"))
     assert len(shards) > 1

@@ -77,4 +77,4 @@ def test_a_run_with_a_server_as_judge_and_referee_continues_after_a_failure(
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
     resumed = CliRunner().invoke(app, ["run", "--output", str(output)])
     assert resumed.exit_code == 2
-    assert "questions and replies would be sent there" in " ".join(resumed.output.split())
+    assert "texts of the run would be sent there" in " ".join(resumed.output.split())

@@ -56,6 +56,7 @@ def greedy(backbone: Backbone, role: str, prompts: list[Prompt]) -> list[tuple[i
     return [r.ids for r in rollouts]
 
 
+@pytest.mark.slow
 def test_transformers_generates_the_policys_tokens(run: Path, backbone: Backbone, templates: Templates, tmp_path: Path) -> None:
     done = selfeval("export", str(run), "--role", "policy", "--merge", "--to", str(tmp_path / "policy"))
     assert done.returncode == 0, done.stderr

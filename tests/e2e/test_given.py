@@ -12,6 +12,7 @@ import pytest
 from processes import python, selfeval
 from selfeval.errors import ConfigError
 from selfeval.execution.sandbox import check_sandbox
+from slow import slow
 from toy import FEW, copy_lab, toy_arguments
 
 NAMES, THINGS = ("Ben", "Mia", "Tom", "Sam"), ("pens", "eggs", "cards")
@@ -62,7 +63,7 @@ def _arguments(recipe: Path, folder: Path, kind: str, *more: str) -> list[str]:
     return [*toy_arguments(recipe, folder / "run", sizes=FEW), *options, *more]
 
 
-@pytest.mark.parametrize("kind", ["questions", "replies", "pairs"])
+@pytest.mark.parametrize("kind", [slow("questions"), slow("replies"), "pairs"])
 def test_the_loop_runs_from_a_file_and_is_measured_by_gold_from_a_file(tmp_path: Path, recipe: Path, kind: str) -> None:
     found = selfeval(*_arguments(recipe, tmp_path, kind))
     assert found.returncode == 0, found.stderr
@@ -95,6 +96,7 @@ def test_the_loop_runs_from_a_file_and_is_measured_by_gold_from_a_file(tmp_path:
         assert report["evaluator"]["accuracy_gold"]["n"] == 12
 
 
+@pytest.mark.slow
 def test_unit_tests_are_gold_only_if_the_command_allows_to_run_code(tmp_path: Path, recipe: Path) -> None:
     try:
         check_sandbox()

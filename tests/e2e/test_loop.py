@@ -75,7 +75,7 @@ def test_the_report_has_the_agreed_figures(finished: Path) -> None:
     for section, names in figures.items():
         for name in names:
             assert {"value", "ci_low", "ci_high", "n"} <= set(report[section][name]), f"{section}.{name}"
-    assert set(report["evaluator"]["baselines"]) == {"longer_wins", "first_wins", "mean_logprob", "judge"}
+    assert set(report["evaluator"]["baselines"]) == {"longer_wins", "first_wins", "mean_logprob", "ngram", "judge"}
     verdicts = report["verdicts"]
     assert verdicts["judged"] == sum(verdicts[state] for state in ("kept", "tie", "unsure", "unparsable"))
     assert report["policy"]["gold_after"]["n"] <= 16
@@ -203,7 +203,9 @@ def test_a_second_process_is_refused_while_one_runs(recipe: Path, tmp_path: Path
             time.sleep(0.02)
         second = selfeval(*arguments)
         assert second.returncode == 2
-        assert second.stderr.splitlines()[-1].startswith(f"Error: another process is using {folder}; wait for it")
+        said = second.stderr.splitlines()[-1]
+        assert said.startswith(f"Error: another process is using {folder} (process ")
+        assert said.endswith("; wait for it, or use another folder")
         assert first.poll() is None, "the first one goes on"
         looked = selfeval("show", str(folder), "questions")
         assert looked.returncode in (0, 2)
@@ -261,6 +263,7 @@ def test_show_score_and_report_work_on_a_finished_run(finished: Path, tmp_path: 
     assert (folder / "index.html").read_bytes() == (finished / "index.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_on_policy_run_gets_its_report(recipe: Path, tmp_path: Path) -> None:
     """One step per iteration: the KL of an update is float32 rounding, about 1e-13, and the chart of it must be drawn."""
     folder = tmp_path / "run"

@@ -96,3 +96,14 @@ def test_a_number_of_thousands_of_digits_is_text() -> None:
     target = Target("q0", QUESTION, f"The answer is {'7' * 5000}", OTHERS)
     found = by_kind(attacks_on(target, seed=0, is_right=lambda reply: False))
     assert set(found) == set(KINDS[:8])
+
+
+def test_kinds_that_training_has_seen_are_marked_and_the_others_counted_apart() -> None:
+    made = [Attack(kind, question, "good", "bad") for question in ("q0", "q1") for kind in ("empty", "echo")]  # type: ignore[arg-type]
+    found = measure_attacks(made, [1.0, 1.0, 1.0, -1.0], by_gold=False, trained={"empty"})
+    assert found.total.value == pytest.approx(0.75)
+    assert found.held_out is not None
+    assert (found.held_out.value, found.held_out.n) == (pytest.approx(0.5), 2)
+    assert {row.kind: row.trained for row in found.kinds} == {"empty": True, "echo": None}
+    assert measure_attacks(made, [1.0] * 4, by_gold=False).held_out is None
+    assert measure_attacks(made, [1.0] * 4, by_gold=False, trained={"empty", "echo"}).held_out is None

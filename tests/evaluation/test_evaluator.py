@@ -17,6 +17,7 @@ from selfeval.evaluation.evaluator import (
     measure_first_pairs,
     rights_of,
 )
+from selfeval.quality.margin_signals import MarginCalibration
 from selfeval.records import Reply, VerdictState
 from selfeval.report.schema import Evaluator, FirstPairs
 
@@ -179,6 +180,25 @@ def test_the_evaluator_is_measured_on_gold_unfiltered_and_on_the_sure_judge() ->
     assert (found.temperature, found.temperature_pairs, found.pairs_trained) == (2.0, 60, 77)
     assert found.risk_coverage[-1] == (1.0, 0.25)
     assert found.disagreement is None
+
+
+def test_a_confidence_of_margin_and_disagreement_replaces_that_of_the_margin() -> None:
+    # Both pairs have the margin 2 ln 3, with confidence 3/4 at T = 2; on the second one, which is wrong, the members disagree.
+    margin = 2 * math.log(3)
+    sure, doubted = pair("1", "7", margin=margin), pair("1", "7", margin=-margin)
+    doubted = dataclasses.replace(doubted, disagreement=2.0)
+    calibration = MarginCalibration({"choice": 0.0, "margin": 0.5, "disagreement": -math.log(3) / 2})
+    facts = dataclasses.replace(FACTS, members=2, confidence=calibration)
+    now = Rights({}, {})
+    first = measure_first_pairs(now, None, has_gold=True)
+    found = measure_evaluator([doubted, sure], facts, first, None, has_gold=True)
+    # Confidences 1/2 (wrong) and 3/4 (right): ((1/2)^2 + (1/4)^2) / 2.
+    assert found.brier.value == pytest.approx((0.25 + 0.0625) / 2)
+    assert found.confidence is not None
+    assert found.confidence.disagreement == -math.log(3) / 2
+    # The surer pair is right: risks 0 and 1/2. By the margin alone the wrong one is first: 1 and 1/2.
+    assert (found.confidence.aurc, found.confidence.aurc_of_margin) == (0.25, 0.75)
+    assert measured([doubted, sure]).confidence is None
 
 
 def test_without_gold_the_sure_judge_gives_the_labels() -> None:

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from labelled_run import write_run
 from selfeval.cli.app import app
 from selfeval.cli.judge_figures import print_check
 from selfeval.config import RunConfig, VerdictsConfig, load_config
@@ -26,7 +27,9 @@ from selfeval.judge_benchmark.pairs import Label, LabelledPair
 from selfeval.judging.calibrated import calibration_of
 from selfeval.judging.protocol import UNFITTED, Judgement
 from selfeval.quality.judge_calibration import Calibration
-from selfeval.records import PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
+from selfeval.quality.judge_signals import SignalCalibration
+from selfeval.records import PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState, to_json
+from selfeval.runs.labelling import LabelSession, LabelTask
 from selfeval.stages.judge_fit import calibrated_verdict
 from selfeval.store import RunStore
 
@@ -93,6 +96,29 @@ def test_written_pairs_are_blind_and_their_labels_find_the_verdicts_of_the_run(r
     # 45 sure pairs without an error: 0.9^45 < 0.01, so all thresholds down to the confidence of the others, 0.55, pass.
     assert found.figures.setting == "verdicts.keep=0.56"
     assert found.figures.threshold.coverage.value == 0.75
+
+
+def test_of_the_labels_of_the_label_command_only_a_uniform_sample_counts(tmp_path: Path) -> None:
+    """Half of that queue is drawn by the expected error; these labels would bias every figure."""
+    folder = write_run(tmp_path / "run", pairs=40)
+    ids = [(f"q{n}", Split.TEST, f"q{n}-r0", f"q{n}-r1") for n in range(40)]
+    verdicts = [to_json(Verdict(*one, VerdictState.KEPT, 0.9, 0.0, None)) for one in ids]
+    (folder / "verdicts").mkdir()
+    (folder / "verdicts" / "shard-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in verdicts))
+    session = LabelSession(LabelTask(folder), "ann")
+    for _ in range(20):
+        pair = session.next_pair()
+        assert pair is not None
+        session.answer(pair, "first" if "good" in pair.first_text else "second")
+    drawn = json.loads((folder / "label_queue.json").read_text())["draws"][:20]
+    end = max(row["rank"] for row in drawn if row["uniform"])
+    uniform = sum(row["rank"] < end for row in drawn)
+    found = judge_check(folder, folder / "labels.jsonl", progress=False)
+    assert (found.recorded, found.figures.pairs, found.informed) == (uniform, uniform, 20 - uniform)
+    assert 0 < uniform < 20
+    assert found.figures.agreement.value == 1.0
+    shown = CliRunner().invoke(app, ["judge-check", str(folder), "--labels", str(folder / "labels.jsonl")]).stdout
+    assert f"{20 - uniform} further labelled pairs are left out" in " ".join(shown.split())
 
 
 def test_a_sample_can_be_drawn_again_and_no_file_is_overwritten(run: Path, tmp_path: Path) -> None:
@@ -214,6 +240,24 @@ def test_a_run_with_the_printed_settings_has_the_calibrated_confidences() -> Non
     assert sum(wrong) / len(kept) < 0.1
 
 
+@pytest.mark.parametrize("shape", ["temperature", "isotonic"])
+def test_the_signals_are_fitted_to_labels_and_printed_as_settings(shape: str) -> None:
+    cases = overconfident(600, 0)
+    found = check_labels(cases, 0.1, VerdictsConfig(calibration={"map": shape})).calibration
+    assert found is not None
+    assert found.ece_before.known > 0.05 > found.ece.known
+    config = load_config(None, {}, found.settings).verdicts
+    assert (config.calibration.map, config.calibration.method) == (shape, "given")
+    calibration = calibration_of(config, UNFITTED)
+    assert isinstance(calibration, SignalCalibration)
+    assert tuple(calibration.weights.values()) == pytest.approx(found.weights)
+    assert calibration.weights["margin"] > 0.2
+    assert calibration.steps == found.steps
+    assert bool(found.steps) == (shape == "isotonic")
+    new = [replace(one, verdict=calibrated_verdict(one.verdict, calibration, config)) for one in overconfident(3000, 1)]
+    assert check_labels(new, 0.1, config).ece.known < 0.05
+
+
 def test_probabilities_that_cannot_be_traced_back_are_not_calibrated() -> None:
     rng = random.Random(0)
     alone = [case(rng.uniform(0.5, 1), "first", f"Q{n}") for n in range(200)]
@@ -225,6 +269,6 @@ def test_probabilities_that_cannot_be_traced_back_are_not_calibrated() -> None:
 def test_the_command_prints_the_calibration() -> None:
     shown = io.StringIO()
     judge = {"run": "runs/mine", "role": "judge", "judge": "pairwise"}
-    print_check(JudgeCheck(judge, 600, 0, check_labels(overconfident(600, 0), 0.1, CONFIG)), Console(file=shown, width=100))
+    print_check(JudgeCheck(judge, 600, 0, 0, check_labels(overconfident(600, 0), 0.1, CONFIG)), Console(file=shown, width=100))
     assert "--set verdicts.calibration.method=given --set verdicts.calibration.slope=0." in shown.getvalue()
     assert "at this threshold the error rate is at most 10%" in shown.getvalue()

@@ -10,9 +10,9 @@ from statistics import fmean, stdev
 
 import pytest
 
-from label_world import is_right, label, labels_of, make_pairs, pair, share_right
+from label_world import current, is_right, label, labels_of, make_pairs, pair, share_right
 from selfeval.labelling.agreement import Agreement, answered_pairs, measure_agreement
-from selfeval.labelling.pairs import current_labels, latest_labels, people_choice, texts_of
+from selfeval.labelling.pairs import latest_labels, people_choice, texts_of
 from selfeval.labelling.queue import UNIFORM, Draw, draw_queue
 from selfeval.labelling.threshold import label_threshold, labels_needed, uniform_sample
 from selfeval.labelling.weights import draw_probabilities
@@ -22,7 +22,7 @@ from selfeval.quality.statistics import Figure
 def test_a_later_label_replaces_the_earlier_one_and_undo_removes_it() -> None:
     one, two = pair(0), pair(1)
     given = [label(one, "first"), label(two, "tie"), label(one, "first", turned=True), label(two, "undo")]
-    found = current_labels(given, [one, two])
+    found = current(given, [one, two])
     assert found == {one.key: (given[2],)}
     assert people_choice(one, found[one.key]) == "second", "the first shown is the second of the pair"
 
@@ -30,13 +30,13 @@ def test_a_later_label_replaces_the_earlier_one_and_undo_removes_it() -> None:
 def test_a_label_of_other_texts_does_not_replace_one() -> None:
     one = pair(0)
     given = [label(one, "first"), label(one, "second", texts="other"), label(one, "undo", texts="another")]
-    assert current_labels(given, [one]) == {one.key: (given[0],)}
+    assert current(given, [one]) == {one.key: (given[0],)}
     assert latest_labels(given) == given[:2]
 
 
 def test_labels_of_other_texts_are_not_used() -> None:
     one = pair(0)
-    assert current_labels([label(one, "first", texts="other"), label(pair(7), "first")], [one]) == {}
+    assert current([label(one, "first", texts="other"), label(pair(7), "first")], [one]) == {}
     assert texts_of("Q", "a", "b") == texts_of("Q", "b", "a") != texts_of("Q", "a", "c")
 
 
@@ -64,7 +64,7 @@ def test_all_pairs_labelled_give_the_plain_shares() -> None:
 def test_ties_skips_and_equal_scores_follow_the_convention() -> None:
     pairs = [pair(0), pair(1, -1.0), pair(2, 0.0), pair(3), pair(4), pair(5, 1.0, None)]
     choices = ["first", "first", "first", "tie", "skip", "first"]
-    labels = current_labels([label(one, choice) for one, choice in zip(pairs, choices, strict=True)], pairs)
+    labels = current([label(one, choice) for one, choice in zip(pairs, choices, strict=True)], pairs)
     found = measure_agreement(draw_queue(pairs, 1.0, 0), labels)
     # Right, wrong, no preference, and right on the pair without a verdict.
     assert found.evaluator.value == pytest.approx((1 + 0 + 0.5 + 1) / 4)
@@ -84,11 +84,11 @@ def test_two_raters_have_kappa_and_three_have_alpha() -> None:
     # p_o = 3/4, p_e = 1/4 + 1/8: the example of `cohen_kappa`. The second rater sees the replies in the other order.
     ann = [label(one, c) for one, c in zip(pairs, ["first", "first", "second", "second"], strict=True)]
     bob = [label(one, c, "bob", turned=True) for one, c in zip(pairs, ["second", "second", "first", "tie"], strict=True)]
-    found = measure_agreement(queue, current_labels([*ann, *bob], pairs))
+    found = measure_agreement(queue, current([*ann, *bob], pairs))
     assert found.kappa is not None
     assert found.kappa.value == pytest.approx(0.6)
     cid = [label(one, "skip", "cid") for one in pairs[:2]] + [label(pairs[2], "second", "cid")]
-    three = measure_agreement(queue, current_labels([*ann, *bob, *cid], pairs))
+    three = measure_agreement(queue, current([*ann, *bob, *cid], pairs))
     assert three.kappa is not None
     # Alpha of the units 11, 11, 222, 2t: D_o = (1·1 + 1·1) / 1 / 9, D_e = (4·5 + 4·5 + 1·8) / (9 · 8).
     assert three.kappa.value == pytest.approx(1 - (2 / 9) / (48 / 72))
@@ -129,7 +129,7 @@ def test_a_gap_does_not_bias_the_estimate() -> None:
     expected = 0.0
     for order in itertools.permutations(range(4)):
         queue = [Draw(pairs[i], weights[i], place, False) for place, i in enumerate(order)]
-        labels = current_labels([label(pairs[order[n]], "first") for n in (0, 1, 3)], pairs)
+        labels = current([label(pairs[order[n]], "first") for n in (0, 1, 3)], pairs)
         answered = answered_pairs(queue, labels)
         estimate = sum(one.weight * credits[int(one.draw.pair.question_id[1:])] for one in answered) / len(answered)
         expected += math.prod(draw_probabilities([weights[i] for i in order], UNIFORM)) * estimate

@@ -23,6 +23,7 @@ from selfeval.planner.phase_peaks import (
     ShapeLoop,
     add_optimizer,
     evaluator_peak,
+    label_peak,
     optimizer_bytes,
     rollout_peak,
     score_peaks,
@@ -31,12 +32,14 @@ from selfeval.planner.phase_peaks import (
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone, fullest
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import generate
+from selfeval.rollout.next_tokens import next_logprobs
 from selfeval.rollout.requests import Request
 from selfeval.training.checkpoint import role_optimizer
 from selfeval.training.context import LearnerContext, QuestionPrompts
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
 from selfeval.training.scoring import EvaluatorScorer
+from slow import slow
 
 GRADE = 14
 SHAPE = Shape(rows=8, prompt=10, reply=12, grade=GRADE, per_prompt=2)
@@ -104,6 +107,18 @@ def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, t
     with meter, real.acting_as("policy"):
         generate(real, requests, max_new_tokens=SHAPE.reply, seed=0)
     planned = rollout_peak(shapes, SHAPE, prompts=8, role="policy", settings=replace(UNFILTERED, top_p=top_p))["cpu"]
+    assert planned.total() == pytest.approx(meter.peak.total(), rel=0.03)
+
+
+def test_reading_labels_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone) -> None:
+    real = _real()
+    real.roles.add("critic", head=True)
+    prompts = [Prompt(tuple(range(2 + i, 12 + i))) for i in range(SHAPE.rows)]
+    meter = _meter(real)
+    with meter, real.acting_as("base"):
+        next_logprobs(real, prompts, [5, 6], batch_size=SHAPE.rows)
+    planned = label_peak(shapes, SHAPE.prompt, SHAPE.rows, role="base")["cpu"]
+    assert planned["kv_cache"] == 0, "nothing is sampled after the prompts"
     assert planned.total() == pytest.approx(meter.peak.total(), rel=0.03)
 
 
@@ -181,9 +196,10 @@ VARIANTS = {
     "simpo": _config("dpo", loss="simpo"),
     "gspo": _config("grpo", loss="gspo"),
 }
+FAST = ("ppo", "dpo", "entropy_floor")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in VARIANTS])
 def test_an_iteration_on_shapes_holds_what_the_loop_holds(name: str, tmp_path: Path) -> None:
     """The fullest moment of training with each learner, over all phases."""
     config = VARIANTS[name]

@@ -52,6 +52,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(study: object) -> None:
         assert found["value"] >= 0.95 - SLACK - 3 * error, f"n = {n}: {found}"
 
 
+@pytest.mark.slow
 def test_a_true_calibration_error_of_zero_is_within_the_interval() -> None:
     assert BENCHMARK is not None
     (study,) = (study for study in STUDIES if "true value 0" in study.name)

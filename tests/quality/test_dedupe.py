@@ -95,6 +95,19 @@ def test_numbers_are_content_and_wording_is_not() -> None:
     assert seen.find("What is the capital of France?") is None
 
 
+def test_numbers_may_count_as_words() -> None:
+    """Of 28 shingles of 30 words, the three with the number differ: an overlap of 25/31 = 0.81."""
+    words = [f"word{chr(97 + n)}" for n in range(26)] + ["and", "so", "on"]
+    old, new = (" ".join([*words[:15], number, *words[15:]]) for number in ("18", "20"))
+    for same_numbers, expected in ((True, None), (False, "old")):
+        index = NearDuplicates(0.8, same_numbers=same_numbers)
+        index.add("old", old)
+        assert index.find(new) == expected
+    stricter = NearDuplicates(0.82, same_numbers=False)
+    stricter.add("old", old)
+    assert stricter.find(new) is None
+
+
 def test_operators_are_content() -> None:
     seen = NearDuplicates(threshold=0.3)
     seen.add("minus", "Please compute the value of 30 - 5 and explain each step of your work to a child")

@@ -11,6 +11,7 @@ import pytest
 from selfeval.judging.sources import fixed_text
 from selfeval.judging.templates import templates_folder
 from selfeval.quality.question_filters import QuestionFilters, is_repetitive, script_shares
+from slow import slow
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SEEDS = ["How many apples are left?", "Tom has 3 pens. How many does he have now?"]
@@ -141,7 +142,7 @@ def questions(name: str, key: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "key", "most"),
     [
-        ("math/gsm8k_train.jsonl.xz", "question", 0),
+        slow("math/gsm8k_train.jsonl.xz", "question", 0),
         ("math/cmath_dev.jsonl.xz", "input", 0),
         ("math/svamp.json.xz", "Body", 0),
         ("instruct/seed_tasks_175.jsonl.xz", "instruction", 0),

@@ -83,6 +83,12 @@ def sample_report() -> dict[str, Any]:
             "unfinished": fig(0.021, 0.018, 0.025, 4000),
             "unfinished_before": fig(0.031, 0.024, 0.04, 1800),
             "unfinished_after": fig(0.012, 0.008, 0.018, 1800),
+            "per_question": {
+                "distinct_1": fig(0.612, 0.604, 0.62, 2200),
+                "distinct_2": fig(0.748, 0.74, 0.756, 2200),
+                "overlap": fig(0.472, 0.463, 0.481, 2200),
+                "identical": fig(0.083, 0.076, 0.091, 2200),
+            },
         },
         "data": {
             "seeds": 12,
@@ -187,11 +193,13 @@ def _evaluator() -> dict[str, Any]:
             "longer_wins": fig(0.552, 0.522, 0.581, 1100),
             "first_wins": fig(0.497, 0.468, 0.527, 1100),
             "mean_logprob": fig(0.781, 0.756, 0.804, 1100),
+            "ngram": fig(0.612, 0.583, 0.641, 1100),
             "judge": fig(0.894, 0.874, 0.911, 1100),
         },
         "baselines_on": "gold",
         "comparisons": {
             "judge": compared(0.037, 0.019, 0.055, 1100, 71, 30, 0.00005, "better"),
+            "ngram": compared(0.319, 0.289, 0.348, 1100, 390, 39, 1e-70, "better"),
             "mean_logprob": compared(0.15, 0.124, 0.177, 1100, 201, 36, 1e-28, "better"),
             "longer_wins": compared(0.379, 0.347, 0.411, 1100, 450, 33, 1e-90, "better", "sign_exact"),
             "first_wins": compared(0.434, 0.4, 0.466, 1100, 516, 39, 1e-100, "better"),
@@ -264,6 +272,12 @@ def _steps() -> dict[str, Any]:
     }
 
 
+def changed(*sides: tuple[float, float]) -> dict[str, Figure]:
+    """A measure before, after, and their difference, each a value and the reach of its interval."""
+    names = ("before", "after", "change")
+    return {name: fig(value, value - reach, value + reach, 1000) for name, (value, reach) in zip(names, sides, strict=True)}
+
+
 def _policy() -> dict[str, Any]:
     return {
         "win_rate": fig(0.767, 0.739, 0.793, 520),
@@ -282,6 +296,14 @@ def _policy() -> dict[str, Any]:
         },
         "kl": fig(3.42, 3.31, 3.53, 1800),
         "length_ratio": fig(1.04, 1.03, 1.05, 1800),
+        "diversity": {
+            "questions": 1000,
+            "distinct_1": changed((0.082, 0.004), (0.075, 0.003), (-0.007, 0.003)),
+            "distinct_2": changed((0.231, 0.006), (0.198, 0.005), (-0.033, 0.006)),
+            "self_bleu": changed((0.712, 0.011), (0.768, 0.009), (0.056, 0.012)),
+            "vendi": changed((14.21, 0.42), (11.83, 0.39), (-2.38, 0.47)),
+            "embedder": "backbone-layer3-mean",
+        },
         "overoptimisation": {
             "points": [[0.2 * k, 0.41 + 0.05 * k, 0.41 + 0.05 * k - 0.002 * k * k] for k in range(1, 13)],
             "start": [0.41, 0.41],
@@ -290,6 +312,34 @@ def _policy() -> dict[str, Any]:
                 "gold": {"alpha": 0.2, "beta": 0.08, "rmse": 0.012},
             },
             "gap": fig(0.231, 0.2, 0.262, 384),
+        },
+        "references": {
+            "language": "en",
+            "metrics": [
+                {
+                    "name": "bleu",
+                    "before": fig(11.42, 9.8, 13.1, 260),
+                    "after": fig(18.36, 16.2, 20.7, 260),
+                    "difference": fig(6.94, 5.1, 8.9, 260),
+                },
+                {
+                    "name": "rougeL",
+                    "before": fig(0.314, 0.297, 0.331, 260),
+                    "after": fig(0.402, 0.384, 0.421, 260),
+                    "difference": fig(0.088, 0.071, 0.104, 260),
+                },
+            ],
+        },
+        "seed_references": {
+            "language": "en",
+            "metrics": [
+                {
+                    "name": "chrf",
+                    "before": fig(21.4, 18.8, 24.1, 40),
+                    "after": fig(28.3, 25.2, 31.7, 40),
+                    "difference": fig(6.9, 3.1, 10.8, 40),
+                },
+            ],
         },
         "watchdogs": [
             {
@@ -368,6 +418,7 @@ def sample_metrics() -> dict[str, list[dict[str, Any]]]:
                 "kl_coefficient": 0.08 + 0.03 * risen,
                 "length": 21 + 1.2 * risen + noise.gauss(0, 0.5),
                 "entropy": 1.1 - 0.55 * risen + noise.gauss(0, 0.03),
+                "similarity": 0.36 - 0.08 * risen,
                 "policy_loss": noise.gauss(-0.012, 0.006),
                 "value_loss": 0.9 * math.exp(-step / 9) + 0.12 + abs(noise.gauss(0, 0.03)),
                 "clip_fraction": 0.08 + noise.gauss(0, 0.015),

@@ -138,6 +138,26 @@ def test_a_combined_judge_has_rows_for_every_member() -> None:
     assert "Judge agreement: votes of the other judges" not in said
 
 
+def test_signals_of_judge_and_evaluator_and_kinds_trained_against_are_shown() -> None:
+    report = sample_report()
+    assert "weight of swap agreement" not in words(render(report, sample_metrics()))
+    signals = {"agreement": 0.25, "margin": 0.5, "entropy": -1.5, "disagreement": 0.0, "truncated": -0.1, "steps": [[0.0, 0.5]]}
+    report["verdicts"]["calibration"] = {"slope": 1.0, "truncated_slope": 1.0, "bias": 0.0, "signals": signals}
+    weights = {"choice": 0.125, "margin": 0.75, "disagreement": -0.5, "scale": 0.875, "steps": []}
+    ece = {"value": 0.021, "ci_low": 0.01, "ci_high": 0.04, "n": 1100}
+    report["evaluator"]["confidence"] = {**weights, "ece_of_margin": ece, "aurc": 0.0125, "aurc_of_margin": 0.025}
+    report["evaluator"]["attacks"]["kinds"][0]["trained"] = True
+    report["evaluator"]["attacks"]["held_out"] = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95, "n": 50}
+    said = words(render(report, sample_metrics()))
+    assert "Calibration: weight of swap agreement +0.250" in said
+    assert "Calibration: weight of the entropy of the votes, per nat -1.500" in said
+    assert "Calibration: points of the isotonic regression 1" in said
+    assert "Confidence: weights of preference, margin and disagreement of the members +0.125, +0.750, -0.500" in said
+    assert "Expected calibration error, confidence of the margin alone 0.021" in said
+    assert "(trained against) 100.0%" in said
+    assert "kinds not trained against 90.0%" in said
+
+
 def test_the_calibration_of_the_judge_is_shown() -> None:
     report = sample_report()
     assert "Calibration: factor" not in words(render(report, sample_metrics()))

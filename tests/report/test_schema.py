@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from sample_map import sample_map
 from sample_report import compared, fig, labels_of_people, parsed, sample_metrics, sample_report
 from test_memory import EVENTS
 from test_rounds import row
@@ -35,6 +36,7 @@ def full_report() -> dict[str, Any]:
     report["policy"]["watchdogs"][0]["seen_at"] = 44
     report["memory"]["events"] = EVENTS
     report["labels"] = labels_of_people()
+    report["domain_map"] = {**sample_map(), "points_hash": "0" * 16}
     return ordered(report)
 
 

@@ -363,6 +363,9 @@ def test_a_limit_that_the_run_decided_has_another_remedy(cap: int, remedy: str) 
 def test_figures_without_cases_are_not_measured_and_never_zero() -> None:
     report = emptied(sample_report())
     del report["servers"]  # counts and a cost, which are known
+    for name in ("references", "seed_references"):
+        references = report["policy"][name]
+        report["policy"][name] = {**references, "metrics": [emptied(row) for row in references["metrics"]]}
     assert verdict_sentences(report) == ("The evaluator was not measured.", "The policy's gain was not measured.")
     assert standings(report) == ("unmeasured", "unmeasured")
     assert summary.reply_warnings(parsed(report)) == ()

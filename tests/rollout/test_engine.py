@@ -144,7 +144,7 @@ def test_prompts_are_read_in_passes_of_limited_size(monkeypatch: pytest.MonkeyPa
     backbone.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    monkeypatch.setattr("selfeval.rollout.rows._PREFILL_TOKENS", {"cpu": 8})
+    monkeypatch.setattr("selfeval.backbone.budget._PROMPT_PASS_TOKENS", {"cpu": 8})
     assert [r.ids for r in sample(backbone, requests)] == [r.ids for r in expected]
     # The longest alone; those of 4 and 3 tokens share a pass of 2 x 4, those of 2 and 1 one of 2 x 2.
     assert seen[:3] == [(1, 6), (2, 4), (2, 2)]

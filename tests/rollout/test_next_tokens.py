@@ -150,7 +150,7 @@ def test_the_size_of_a_pass_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     starts = next_tokens.shared_starts
     monkeypatch.setattr(next_tokens, "shared_starts", lambda ids: (sizes.append(sum(map(len, ids))), starts(ids))[1])
-    monkeypatch.setattr(next_tokens, "_PASS_TOKENS", {"cpu": 30})
+    monkeypatch.setattr("selfeval.backbone.budget._PROMPT_PASS_TOKENS", {"cpu": 30})
     with backbone.acting_as("base"):
         next_logprobs(backbone, PROMPTS, WATCH, batch_size=256)
     assert max(sizes) <= 30

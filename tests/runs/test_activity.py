@@ -116,7 +116,7 @@ def test_elsewhere_the_age_of_the_progress_decides(age: float, status: str, tmp_
 
 
 def test_without_a_list_of_locks_nothing_is_claimed(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("selfeval.store.progress._LOCKS", tmp_path / "none")
+    monkeypatch.setattr("selfeval.store.run_lock._LOCKS", tmp_path / "none")
     RunStore(tmp_path).close()
     assert is_locked(tmp_path) is None
     assert activity(tmp_path, "running").status == "running"

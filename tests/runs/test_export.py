@@ -8,6 +8,7 @@ import re
 import sys
 from contextlib import nullcontext
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from selfeval.runs.export import export_role, find_role
 from selfeval.stages.prompts import load_templates
 from selfeval.store import RunStore, read_json, write_json, write_sealed
 from selfeval.training.evaluator import EVALUATOR, score_replies
+from slow import slow
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
@@ -163,9 +165,16 @@ GRADES = {
 }
 
 
-@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
-@pytest.mark.parametrize("grade", GRADES)
-@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+FAST = {(False, "default", True), (True, "default", False), (True, "reference_answer", True), (False, "own code", False)}
+"""Every value of every parameter; `make test-slow` has all combinations."""
+
+
+def combinations(*grades: str) -> list[Any]:
+    """Return the cases of (chat, grade, merge) with these grades."""
+    return [case if case in FAST else slow(*case) for case in product((False, True), grades, (True, False))]
+
+
+@pytest.mark.parametrize(("chat", "grade", "merge"), combinations(*GRADES))
 def test_the_readme_of_an_evaluator_scores_as_the_run_does(
     chat: bool, grade: str, merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,8 +535,7 @@ def test_weights_may_be_links(tmp_path: Path) -> None:
 # -- a base with scaled positions ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scaling", ["linear", "yarn"])
-@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+@pytest.mark.parametrize(("scaling", "merge"), [("linear", True), slow("linear", False), slow("yarn", True), ("yarn", False)])
 def test_the_readmes_of_a_stretched_base_say_what_the_run_says(
     scaling: str, merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,6 +555,7 @@ def test_the_readmes_of_a_stretched_base_say_what_the_run_says(
     assert (plain(input_ids=ids).logits - expected).abs().max() > 1e-2  # else the snippets above could not fail
 
 
+@pytest.mark.slow
 def test_the_adapter_of_a_stretched_base_does_not_find_a_base_by_itself(tmp_path: Path) -> None:
     """It would take the base's own config, and score on other positions without a word."""
     run = Run(tmp_path, scaling="yarn")
@@ -593,7 +602,7 @@ def elsewhere(code: str, folder: Path) -> str:
     return found.stdout
 
 
-@pytest.mark.parametrize(("generation", "merge"), [(1, True), (2, False), (3, True)])
+@pytest.mark.parametrize(("generation", "merge"), [slow(1, True), (2, False), slow(3, True)])
 def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, merge: bool, tmp_path: Path) -> None:
     folder = chatglm.model_folder(generation, tmp_path / f"chatglm{generation}", room=1024)
     settings = {"lora": {"rank": 4}, "precision": "fp32"}
@@ -631,9 +640,7 @@ def reward_of(folder: Path) -> Any:
     return module
 
 
-@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
-@pytest.mark.parametrize("grade", ["default", "reference_answer"])
-@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize(("chat", "grade", "merge"), combinations("default", "reference_answer"))
 def test_the_reward_function_scores_as_the_run_whatever_the_texts(chat: bool, grade: str, merge: bool, tmp_path: Path) -> None:
     run = Run(tmp_path, chat=chat, grade=GRADES[grade])
     folder = run.export("evaluator", tmp_path / "out", merge=merge).folder

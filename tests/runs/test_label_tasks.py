@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from labelled_run import write_run
@@ -13,6 +14,10 @@ from selfeval.labelling.label_file import LabelFile
 from selfeval.labelling.queue_file import QUEUE
 from selfeval.labelling.threshold_file import THRESHOLD
 from selfeval.runs.labelling import LabelSession, LabelTask
+from selfeval.runs.reader import RunReader
+from selfeval.runs.search import RunSearch
+from selfeval.store import RunStore
+from word_counts import WordCounts
 
 
 @pytest.fixture
@@ -87,3 +92,52 @@ def test_undo_takes_back_the_last_of_equal_answers(run: Path) -> None:
     answer(session.task, "bob", 2)
     assert session.undo() == shown
     assert session.undo() is None
+
+
+# -- the preferred pairs ------------------------------------------------------------------------------------------------
+
+
+def _index(folder: Path) -> None:
+    RunSearch(RunReader(folder), WordCounts()).search("What is 1 + 1?")
+
+
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+def test_central_pairs_are_preferred_by_the_vectors_of_the_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", pairs=8)
+    with pytest.raises(InputError, match=r"has no vectors of its questions.*make them: selfeval search"):
+        LabelTask(folder, prefer="central")
+    _index(folder)
+    task, vectors = LabelTask(folder, prefer="central"), WordCounts().embed([f"What is {n} + <b>1</b>?" for n in range(8)])
+    expected = np.maximum(vectors @ vectors.T, 0).mean(1)
+    assert {draw.pair.question_id: draw.weight for draw in task.queue} == pytest.approx(
+        {f"q{n}": float(density) for n, density in enumerate(expected)}, abs=1e-5
+    )
+    # The saved order is used again, also without the index and without the option.
+    session = LabelSession(task, "ann")
+    shown = session.next_pair()
+    assert shown is not None
+    session.answer(shown, "first")
+    (folder / "search" / "questions.faiss").unlink()
+    assert [d.weight for d in LabelTask(folder).queue] == [d.weight for d in task.queue]
+    with pytest.raises(InputError, match='was saved with the first label and prefers "central"; omit the preference "both"'):
+        LabelTask(folder, prefer="both")
+
+
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+def test_vectors_of_other_questions_are_not_used(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    _index(folder)
+    questions = RunReader(folder).records("questions")
+    store = RunStore(folder)
+    store.write_shard("questions", 0, [*questions[:-1], replace(questions[-1], text="What was 5?")])
+    store.close()
+    with pytest.raises(InputError, match="has no vectors of its questions"):
+        LabelTask(folder, prefer="both")
+
+
+def test_preferences_that_do_not_exist_or_do_not_apply_are_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    with pytest.raises(InputError, match='no preference "typical"; use uncertain, central, both'):
+        LabelTask(folder, prefer="typical")
+    with pytest.raises(InputError, match="omit the preference"):
+        LabelTask(folder, prefer="uncertain", for_training=True)

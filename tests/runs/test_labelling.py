@@ -92,7 +92,7 @@ def test_wrong_options_are_refused(toy_run: ToyRun, arguments: list[str], proble
 
 def test_a_run_before_its_evaluation_has_nothing_to_label(run: Path) -> None:
     shutil.rmtree(run / "evaluation")
-    with pytest.raises(RunFolderError, match="has no scored yet: the stage evaluation"):
+    with pytest.raises(RunFolderError, match="has no scored pairs yet: the stage evaluation"):
         LabelTask(run)
     assert LabelTask(run, for_training=True).pairs
 

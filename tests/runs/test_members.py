@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import tiny_models
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.prompt import Prompt
-from selfeval.runs.members import Temperature, load_members, reads_reference, temperature_of
+from selfeval.quality.margin_signals import MarginCalibration
+from selfeval.runs.members import Temperature, confidence_of, load_members, reads_reference, temperature_of
 from selfeval.stages import evaluator
 from selfeval.stages.context import Context
 from selfeval.stages.terminal import Terminal
@@ -64,3 +66,24 @@ def test_a_scale_that_makes_scores_meaningless_is_refused(key: str, value: objec
     path.write_text(json.dumps({"temperature": 1.0, "mean": 0.0, "deviation": 1.0, key: value}))
     with pytest.raises(RunFolderError, match=r"evaluator\.json"):
         temperature_of(tmp_path) if key == "temperature" else load_members(backbone, tmp_path, RunConfig())
+
+
+def test_the_confidence_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / EVALUATOR / "evaluator.json"
+    write_json(path, {"temperature": 1.0})
+    assert confidence_of(tmp_path) is None
+    weights = {"choice": 0.1, "margin": 0.5, "disagreement": -0.25}
+    write_json(path, {"confidence": asdict(MarginCalibration(weights, 0.9, ((0.0, 0.5), (2.0, 0.95))))})
+    assert confidence_of(tmp_path) == MarginCalibration(weights, 0.9, ((0.0, 0.5), (2.0, 0.95)))
+    good = {"weights": weights, "scale": 0.9, "steps": []}
+    for change in (
+        {"weights": {"margin": 1.0}},
+        {"steps": [[1.0]]},
+        {"steps": [[1.0, 0.9], [0.0, 0.5]]},
+        {"steps": [[1.0, 1.5]]},
+        {"scale": "1"},
+        {"more": 1},
+    ):
+        write_json(path, {"confidence": {**good, **change}})
+        with pytest.raises(RunFolderError, match=r"evaluator\.json is damaged"):
+            confidence_of(tmp_path)

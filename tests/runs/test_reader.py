@@ -72,9 +72,18 @@ def test_an_unknown_kind_suggests_the_nearest(run: RunReader) -> None:
         run.records("verdict")
 
 
+NOUNS = {
+    "reference_answers": "reference answers",
+    "sampled": "sampled replies",
+    "scored": "scored pairs",
+    "compared": "compared replies",
+    "dropped": "dropped records",
+}
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "labels"])
 def test_a_kind_that_is_not_written_yet_says_so(run: RunReader, kind: str) -> None:
-    with pytest.raises(RunFolderError, match=rf"has no {kind} yet: the stage \w+ has not written any"):
+    with pytest.raises(RunFolderError, match=rf"has no {NOUNS.get(kind, kind)} yet: the stage \w+ has not written any"):
         run.records(kind)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,10 +11,14 @@ from selfeval.backbone.adapters import BASE
 from selfeval.rollout.requests import Request
 from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.model import RunModel
+from selfeval.serve.api_errors import ApiError
 from selfeval.serve.limits import Limits
+from selfeval.serve.metrics import Metrics
 from selfeval.serve.sampling import Sampling
 from selfeval.serve.served_run import ServedRun
+from selfeval.serve.service import Service
 from selfeval.serve.worker import Worker
+from served import wait_for
 from toy import ToyRun
 
 QUESTIONS = ["Tom has 3 pens. He buys 2 more. How many pens does Tom have now?", "Mia has 9 cups. 4 break. How many are left?"]
@@ -77,6 +82,26 @@ def test_an_answer_without_room_in_the_batch_is_left_to_the_evaluator(served: Se
     worker.start()
     expected = Evaluator.load(toy_run.folder).score(question, ["7 - 3 = 4. The answer is 4."])
     assert found.result(120) == pytest.approx(expected, abs=1e-5)
+    worker.stop(10)
+
+
+def test_they_take_places_of_the_queue(served: ServedRun) -> None:
+    questions = [f"Eve has {n} figs. She eats 1. How many figs does Eve have now?" for n in (5, 6, 7)]
+    limits, may_end = Limits(places=2, queue=2), threading.Event()
+    worker = Worker(served, limits)
+    service = Service(served, worker, limits, Metrics(worker))
+    scored, held = worker.score(questions, ["4"] * 3), worker.call([lambda: may_end.wait(120)])
+    with service.admitted(rows=4):
+        pass
+    worker.start()
+    wait_for(lambda: worker.reference_answers == 3)
+    with service.admitted(rows=1):
+        pass
+    with pytest.raises(ApiError, match="the queue is full"), service.admitted(rows=2):
+        pass
+    may_end.set()
+    assert (len(scored.result(120)), held.result(120)) == (3, [True])
+    assert worker.reference_answers == 0
     worker.stop(10)
 
 

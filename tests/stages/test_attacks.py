@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from selfeval.config import RunConfig
 from selfeval.evaluation.attacks import KINDS
 from selfeval.records import Question, Reply, Split
 from selfeval.stages import attacks
-from selfeval.stages.attacks import attack_evaluator
+from selfeval.stages.attacks import attack_evaluator, kinds_trained
 from selfeval.stages.context import Context
 from selfeval.training.evaluator import EVALUATOR, score_replies
 from tiny_runs import run_with_evaluator
@@ -46,9 +48,9 @@ def test_attacks_are_scored_against_right_replies_and_unfinished_ones_are_no_tar
 ) -> None:
     seen = []
 
-    def watched(made: list, margins: list, *, by_gold: bool):  # type: ignore[no-untyped-def, type-arg]
+    def watched(made: list, margins: list, **options: Any):  # type: ignore[no-untyped-def, type-arg]
         seen.extend(zip(made, margins, strict=True))
-        return attacks_measure(made, margins, by_gold=by_gold)
+        return attacks_measure(made, margins, **options)
 
     attacks_measure = attacks.measure_attacks
     monkeypatch.setattr(attacks, "measure_attacks", watched)
@@ -89,3 +91,12 @@ def test_nothing_is_attacked_without_questions_or_without_right_replies(run: Con
     assert attack_evaluator(run, Gold()) is None
     monkeypatch.setitem(run.__dict__, "config", RunConfig(evaluation={"attacks": 0}))
     assert attack_evaluator(run, None) is None
+
+
+def test_the_settings_decide_which_kinds_training_has_seen() -> None:
+    def seen(**settings: float) -> set[str]:
+        return set(kinds_trained(RunConfig(evaluator=settings).evaluator))
+
+    assert seen() == set()
+    assert seen(attacks=0.1) == set(KINDS) - {"altered_number", "plain_right"}
+    assert seen(mismatched=0.1, garbled=0.1) == {"other_question", "long", "repeated"}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import tiny_models
+from selfeval.backbone.budget import CPU_PASS_TOKENS
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig, load_config
 from selfeval.stages.context import Context
@@ -50,3 +51,33 @@ def test_the_layers_that_evaluators_read_are_checked_when_the_model_is_loaded(
     made = Context(load_config(None, {"model": str(LAB / "word_problems")}, inputs), RunStore(tmp_path), Terminal(quiet=True))
     assert made.backbone.roles.names == ()
     assert checked == [2, 3]
+
+
+def context_of(folder: Path, model: Path, *settings: str) -> Context:
+    config = load_config(None, {"model": str(model)}, ["backbone.device=cpu", *settings])
+    return Context(config, RunStore(folder), Terminal(quiet=True))
+
+
+def test_a_run_measures_the_size_of_its_scoring_passes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    measured = iter([2048, 1024])
+    monkeypatch.setattr("selfeval.stages.context.pick_pass_tokens", lambda backbone, limit: next(measured))
+    model = tiny_models.save_model(tiny_models.model("llama", 384), tiny_models.words_tokenizer(), tmp_path / "model")
+
+    def pass_tokens(folder: str, *settings: str) -> int | None:
+        context = context_of(tmp_path / folder, model, *settings)
+        try:
+            return context.backbone.budget.pass_tokens
+        finally:
+            context.store.close()
+
+    assert pass_tokens("run") == 2048
+    assert pass_tokens("run") == 2048  # resumed: recorded in run.json
+    assert pass_tokens("run", "backbone.pass_tokens=3000") == 3000
+    # A user who sets the number of threads repeats runs bit for bit: nothing is measured, now and when the run is resumed.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert pass_tokens("fixed") == CPU_PASS_TOKENS
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert pass_tokens("fixed") == CPU_PASS_TOKENS
+    assert pass_tokens("other") == 1024

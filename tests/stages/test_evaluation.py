@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from evidence_records import QUESTIONS, TIE, UNPARSABLE, UNSURE, Gold, judgement
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
 from selfeval.evaluation.over_optimisation import predict
+from selfeval.evaluation.policy import Answered
 from selfeval.judging.protocol import Comparison, Judge, Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
@@ -30,6 +32,7 @@ from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.context import POLICY
 from selfeval.training.evaluator import EVALUATOR
+from slow import slow
 from token_prompts import as_prompts
 
 
@@ -207,11 +210,16 @@ def test_replies_that_the_limit_cut_off_are_counted_before_and_after_training(
     run, _ = answering
     run.store.write_shard("replies", 1, [replace(reply(f"q{i}-r0", f"before {i} 0"), finished=False) for i in (0, 1)])
     answered, _ = evaluation._answer_and_judge(run, None, None)
-    found = evaluation._replies(run, answered)
+    found = evaluation._replies(run, answered, run.store.read("questions", Question))
     assert found.limit == run.config.replies.max_new_tokens
     assert (found.unfinished_before.value, found.unfinished_before.n) == (pytest.approx(2 / 3), 3)
     assert (found.unfinished_after.value, found.unfinished_after.n) == (pytest.approx(1 / 3), 3)
     assert found.unfinished.n == 5, "the questions of the stage: one for training, four for testing"
+    assert found.per_question is None, "the training question has one reply"
+    run.store.write_shard("replies", 2, [reply("t-r1", "x")])
+    found = evaluation._replies(run, answered, run.store.read("questions", Question))
+    assert found.per_question is not None
+    assert (found.per_question.identical.value, found.per_question.identical.n) == (1.0, 1), "replies to test questions differ"
 
 
 def test_the_policy_is_sampled_as_evaluation_is_configured(answering: tuple[Context, dict[str, Any]]) -> None:
@@ -255,7 +263,7 @@ def test_samples_are_drawn_from_the_answers_and_scored(answering: tuple[Context,
 # -- KL to the start ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
+@pytest.mark.parametrize("batch_tokens", [slow(1), 30, slow(10_000)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_tokens: int, tmp_path: Path) -> None:
     run = context(tmp_path, backbone={"batch_tokens": batch_tokens})
@@ -292,3 +300,41 @@ def test_a_policy_at_its_start_has_no_kl(temperature: float, tmp_path: Path) -> 
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p, temperature) for p in prompts], max_new_tokens=6, seed=3)
     assert evaluation._kl_to_start(run, prompts, rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+# -- references ---------------------------------------------------------------------------------------------------------
+
+
+def _with_references(tmp_path: Path) -> tuple[Context, list[Answered], list[Any]]:
+    """A run whose file has a reference for each of its twelve test questions but the last, and answers to all of them."""
+    file = tmp_path / "questions.jsonl"
+    lines = [{"question": f"What is {n}?", "split": "test", **({"reply": f"It is {n}."} if n < 11 else {})} for n in range(12)]
+    others = [{"question": f"How many {word} are there?", "split": "train"} for word in ("cats", "dogs", "hens", "cows")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *others]))
+    run = context(tmp_path, questions={"file": str(file)})
+    assert run.given is not None
+    questions = [question for question in run.given.questions if question.split == Split.TEST]
+    answered = [
+        Answered(q.text, "No idea.", f"It is {n}.", 3, 4, True, True, 0.0, "win", None, None) for n, q in enumerate(questions)
+    ]
+    return run, answered, [evaluation._Row(q, reply(f"{q.id}-r0", "No idea."), (5,), None) for q in questions]
+
+
+def test_replies_are_compared_with_the_references_of_the_file(tmp_path: Path) -> None:
+    run, answered, rows = _with_references(tmp_path)
+    found = evaluation._references(run, answered, rows)
+    assert found is not None
+    longest = next(row for row in found.metrics if row.name == "rougeL")
+    assert (longest.before.value, longest.after.value, longest.difference.n) == (0.0, 1.0, 11)
+    assert evaluation._references(context(tmp_path / "other"), answered, rows) is None
+
+
+def test_without_the_libraries_a_run_says_that_references_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, answered, rows = _with_references(tmp_path)
+    notes: list[str] = []
+    monkeypatch.setattr(run.terminal, "note", notes.append)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    assert evaluation._references(run, answered, rows) is None
+    [note] = notes
+    assert "not compared with the references" in note
+    assert "pip install 'self-evaluator[data]'" in note

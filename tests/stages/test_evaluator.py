@@ -16,10 +16,13 @@ from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Settings, Templates, templates_folder
+from selfeval.quality.margin_signals import fit_margin_signals
 from selfeval.records import Pair, Split
+from selfeval.runs.members import confidence_of
 from selfeval.stages import evaluator
 from selfeval.stages.added_pairs import CONFIDENCE
 from selfeval.stages.context import Context
+from selfeval.stages.garbled_pairs import GARBLED_CONFIDENCE
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 from selfeval.training import evaluator as training
@@ -74,6 +77,44 @@ def test_mismatched_pairs_are_trained_on_and_made_of_training_questions_only(
     assert len(added) == counts["added"]
     assert {p.rejected for p in added} <= {p.chosen_ids for p in kept}
     assert not {p.rejected for p in added} & {p.chosen_ids for p in held}
+
+
+def test_garbled_pairs_are_made_of_training_questions_only(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, backbone, garbled=1.0)
+    counts, seen = trained_on(run, monkeypatch)
+    kept, held = evaluator._split(run)
+    added = seen["evaluator-0"][len(kept) :]
+    assert 0 < counts["added"] == len(added) <= len(kept)
+    replies = {ids for pair in kept for ids in (pair.chosen_ids, pair.rejected_ids)}
+    assert {pair.chosen for pair in added} & {pair.rejected_ids for pair in kept}  # a garbled text is worse than these too
+    assert not {pair.chosen for pair in added} & {ids for pair in held for ids in (pair.chosen_ids, pair.rejected_ids)}
+    # A text that is no reply is garbled, or a rejected reply in another style with the label of its pair.
+    labels = {pair.label for pair in added if pair.rejected not in replies}
+    assert labels == {GARBLED_CONFIDENCE, *(pair.confidence for pair in kept)}
+
+
+def test_the_confidence_of_margin_and_disagreement_is_saved_with_the_run(tmp_path: Path, backbone: Backbone) -> None:
+    run = run_of(tmp_path, backbone, members=2, confidence="temperature", held_out=0.49)
+    run.store.write_shard("pairs/train", 1, [_pair(i, n) for i in range(QUESTIONS, 4 * QUESTIONS) for n in (0, 1)])
+    evaluator.run(run)
+    held = evaluator.preferences(run, evaluator._split(run)[1])
+    assert len(held) >= evaluator.FEWEST_FOR_TEMPERATURE
+    found = confidence_of(run.store.root / "roles")
+    assert found is not None
+    assert not found.steps
+    replies = [p.chosen for p in held] + [p.rejected for p in held]
+    scores_KN = run.scorer().each([p.prompt for p in held] * 2, replies)
+    margins_KN = scores_KN[:, : len(held)] - scores_KN[:, len(held) :]
+    apart = (margins_KN[0] - margins_KN[1]).abs() / 2  # the population deviation of two numbers
+    questions = [pair.question_id for pair in evaluator._split(run)[1]]  # two pairs of each
+    assert len(set(questions)) < len(held)
+    expected = fit_margin_signals(
+        *(margins_KN.mean(0).tolist(), apart.tolist(), [0.9] * len(held), "temperature"), prior=0.5, groups=questions
+    )
+    assert found.scale == pytest.approx(expected.scale, rel=1e-3)
+    assert list(found.weights.values()) == pytest.approx(list(expected.weights.values()), rel=1e-3, abs=1e-4)
 
 
 def test_without_the_setting_nothing_is_added(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -448,6 +448,15 @@ def test_no_passage_is_in_both_splits_in_another_form(seed: int, tmp_path: Path)
     assert len(set(lost)) == 1
 
 
+def test_versions_of_a_passage_that_differ_in_a_number_are_in_one_split(tmp_path: Path) -> None:
+    """Of 30 shingles, the three with the number differ: an overlap of 27/33 = 0.82."""
+    older = f"{LOST} You have one week from the loss."
+    newer = older.replace("18 euros", "20 euros")
+    assert older != newer
+    rows = [*BIKES, *_about(older, "What is it?", split="train"), *_about(newer, "Who pays?", split="test")]
+    assert "a near-duplicate of its passage in the other split" in _refusal("questions", _write(tmp_path / "a.jsonl", *rows))
+
+
 def test_the_same_question_about_another_form_of_a_passage_is_a_near_duplicate(tmp_path: Path) -> None:
     rows = [*BIKES, *_about(LOST, LONG), *_about(WRAPPED, LONG), *_about(REVISED, LONG)]
     given = _given("questions", _write(tmp_path / "a.jsonl", *rows))
@@ -510,3 +519,27 @@ def test_a_passage_of_another_type_and_further_questions_are_refused(tmp_path: P
     assert "questions.extend = true adds generated questions, which have no passage" in _refusal(
         "questions", path, "questions.extend=true"
     )
+
+
+# -- references ---------------------------------------------------------------------------------------------------------
+
+
+def test_replies_of_questions_and_chosen_replies_are_references(tmp_path: Path) -> None:
+    rows = [{"question": q, "reply": [f"{n} ", "sum"] if n % 2 else str(n)} for n, q in enumerate(QUESTIONS)]
+    given = _given("questions", _write(tmp_path / "a.jsonl", *rows, {"question": "Is it?", "reply": " "}, {"question": "Why?"}))
+    by_text = {question.text: given.references.get(question.id) for question in given.questions}
+    expected = {q: (str(n), "sum") if n % 2 else (str(n),) for n, q in enumerate(QUESTIONS)}
+    assert by_text == {**expected, "Is it?": None, "Why?": None}
+    assert not given.replies  # they are not judged
+    pairs = [{"prompt": QUESTIONS[n % 12], "chosen": f"good {n // 12}", "rejected": "bad"} for n in range(24)]
+    given = _given("pairs", _write(tmp_path / "b.jsonl", *pairs))
+    assert set(given.references.values()) == {("good 0", "good 1")}
+    replies = [{"question": q, "replies": ["a", "b"]} for q in QUESTIONS]
+    assert _given("replies", _write(tmp_path / "c.jsonl", *replies)).references == {}
+
+
+@pytest.mark.parametrize("reply", [3, {"content": "a"}, ["a", None]])
+def test_a_reference_is_a_text(tmp_path: Path, reply: Any) -> None:
+    rows = [{"question": q} for q in QUESTIONS]
+    said = _refusal("questions", _write(tmp_path / "a.jsonl", *rows, {"question": "Why?", "reply": reply}))
+    assert 'line 13: "reply" must be a text or a list of texts' in said

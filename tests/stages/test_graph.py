@@ -49,9 +49,54 @@ def test_the_keys_are_those_of_existing_run_folders() -> None:
     sections = {f"backbone.{name}": values["backbone"][name] for name in ("precision", "context", "rollout_batch_size")}
     sections["seed"] = values["seed"]
     sections["chat.arguments"] = {}
-    sections["questions"] = {name: value for name, value in values["questions"].items() if name != "file"}
+    later = ("file", "paraphrase", "off_domain", "coverage", "sketch_above")
+    sections["questions"] = {name: value for name, value in values["questions"].items() if name not in later}
     ask = _ask_sources(config, day)
     assert second["questions"] == fingerprint([["round", 2, first["policy"]], "questions", sections, {"ask": ask}])
+
+
+def test_settings_that_were_added_later_leave_the_keys_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of the default configuration before there were filters by meaning, loops, the map and embedders.
+
+    A change of the embedded model or of the built-in prompts changes them too, and is the only other reason to adapt them.
+    """
+    monkeypatch.chdir(tmp_path)  # the default model is the current folder, whose files are part of the first key
+    day = date(2026, 1, 31)
+    keys = stage_keys(RunConfig(), [], 1, day)
+    assert keys == {
+        "questions": "d22c7562d4ebe6ea",
+        "replies": "1974aba72c368a8a",
+        "verdicts": "57053bfc9ec882ee",
+        "pairs": "0acd84c609ab82b7",
+        "evaluator": "cf31ae52bcabd25e",
+        "steps": "cf31ae52bcabd25e",
+        "policy": "c02609f0422b3ec4",
+        "evaluation": "80d42a4fc25b25bc",
+        "report": "712328b48aa89cff",
+    }
+    for added in ("questions.sketch_above=9", "questions.coverage=true", "replies.loops=keep", "evaluation.map_points=9"):
+        other = stage_keys(load_config(None, {}, [added]), [], 1, day)
+        first = added.partition(".")[0]
+        assert [name for name in NAMES if keys[name] != other[name]] == NAMES[NAMES.index(first) :], added
+
+
+def test_a_map_of_the_default_size_leaves_the_key_of_earlier_runs_and_another_one_evaluates_again() -> None:
+    day = date(2026, 1, 31)
+    earlier = RunConfig().model_dump(mode="json")["evaluation"]
+    assert earlier.pop("map_points") == 1000
+    keys = stage_keys(RunConfig(), [], 1, day)
+    sections = {"domain": None, "gold": "", "evaluation": earlier}
+    sources = prompt_sources(templates_folder("", ""), day, kinds_of_run(RunConfig().verdicts))
+    prompts = {kind: sources[kind] for kind in RunConfig().verdicts.kinds("referee")}
+    assert keys["evaluation"] == fingerprint([keys["policy"], "evaluation", sections, prompts])
+    other = stage_keys(RunConfig.model_validate({"evaluation": {"map_points": 0}}), [], 1, day)
+    assert [name for name in NAMES if keys[name] != other[name]] == ["evaluation", "report"]
+    static = {"embeddings": {"embedder": "static"}}
+    other = stage_keys(RunConfig.model_validate(static), [], 1, day)
+    assert [name for name in NAMES if keys[name] != other[name]] == ["evaluation", "report"]
+    without = {"evaluation": {"map_points": 0}}
+    same = [stage_keys(RunConfig.model_validate(one), [], 1, day) for one in (without, {**without, **static})]
+    assert same[0] == same[1], "nothing is embedded"
 
 
 SETTINGS_OF_THE_BACKBONE = [
@@ -60,6 +105,7 @@ SETTINGS_OF_THE_BACKBONE = [
     ("checkpointing=true", None),
     ("memory_budget=2GiB", None),
     ("batch_tokens=100", "evaluator"),
+    ("pass_tokens=100", None),
     ("rollout_batch_size=8", "questions"),
     ("engine=vllm", "replies"),
     ("context.rope_scaling=linear", "questions"),
@@ -100,6 +146,9 @@ def test_how_a_server_is_asked_changes_no_key_and_whom_changes_those_that_depend
     judge = "verdicts.judge=endpoint"
     for setting in ("budget_tokens=9", "in_flight=9", "key_variable=A_API_KEY", "price_read=2", "timeout=9", "retries=0"):
         assert changed("verdicts.endpoint", setting, judge) == changed("evaluation.referee", setting) == []
+        assert changed("embeddings.endpoint", setting, "embeddings.embedder=endpoint") == []
+    assert changed("embeddings.endpoint", "batch_size=9", "embeddings.embedder=endpoint") == []
+    assert changed("embeddings.endpoint", "model=m", "embeddings.embedder=endpoint") == ["evaluation", "report"]
     assert changed("verdicts.endpoint", "model=m", judge) == list(STAGE_NAMES)[2:]
     assert changed("evaluation.referee", "model=m") == ["evaluation", "report"]
     assert changed("evaluation.referee", "model=m", "policy.judge_every=1") == ["policy", "evaluation", "report"]

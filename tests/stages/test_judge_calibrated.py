@@ -17,15 +17,18 @@ from selfeval.errors import ConfigError, LoopError, RunFolderError
 from selfeval.judging.calibrated import calibrated, looks_of
 from selfeval.judging.protocol import Judgement, state_of
 from selfeval.quality.judge_calibration import Calibration, fit_to_consistency, log_odds
+from selfeval.quality.judge_signals import SIGNALS, SignalCalibration, fit_signals_to_consistency
 from selfeval.quality.statistics import rounded, sigmoid
 from selfeval.records import CombinedEvidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.runs.judge_fit import FIT_FILE, read_fit
 from selfeval.stages import verdicts
 from selfeval.stages.context import Context
+from selfeval.stages.evaluation import _verdicts
 from selfeval.stages.given import Given, Labelled
 from selfeval.stages.graph import stage_keys
 from selfeval.stages.judge_fit import fitted_again
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput
+from selfeval.stages.terminal import Terminal
 from selfeval.stages.verdicts import compared
 
 COUNT, FITTED = 80, 64
@@ -200,6 +203,104 @@ def test_a_run_from_before_there_were_calibrations_has_none(tmp_path: Path) -> N
     assert config_of_run(values, tmp_path).verdicts.calibration.method == "consistency"
     del values["verdicts"]["calibration"]
     assert config_of_run(values, tmp_path).verdicts.calibration.method == "off"
+
+
+# -- signals ------------------------------------------------------------------------------------------------------------
+
+
+def signals_run(folder: Path, shape: str, pairs: int = 50) -> Context:
+    return calibrated_run(folder, calibration={"pairs": pairs, "map": shape})
+
+
+def test_the_signals_are_fitted_once_and_a_resumed_run_judges_to_the_same_bytes(tmp_path: Path, raw: list[Verdict]) -> None:
+    run, folder = signals_run(tmp_path / "run", "temperature"), tmp_path / "run"
+    verdicts.run(run)
+    looks = [looks_of(judgement(verdict)) for verdict in raw[:FITTED]]
+    fitted = fit_signals_to_consistency([one for one in looks if one is not None], "temperature")
+    assert fitted is not None
+    assert fitted.weights["margin"] > 0.0
+    found = read_fit(run.config.verdicts, folder).calibration
+    assert found == fitted.rounded()
+    expected = [rounded(calibrated(judgement(verdict), found).probability) for verdict in raw]
+    assert [verdict.probability for verdict in run.store.read("verdicts", Verdict)] == expected
+    before, written = shards(run), (folder / FIT_FILE).read_bytes()
+    run.store.close()
+    (folder / "verdicts" / "shard-00000.jsonl").unlink()
+    (folder / "verdicts" / "shard-00004.jsonl").unlink()
+    again = signals_run(folder, "temperature")
+    verdicts.run(again)
+    assert shards(again) == before
+    assert (folder / FIT_FILE).read_bytes() == written
+    report = _verdicts(again, {q.id: q for q in again.store.read("questions", Question)}, None).calibration
+    assert report is not None
+    assert report.signals is not None
+    assert report.signals.margin == found.weights["margin"]
+    assert report.slope == found.scale
+
+
+def test_an_isotonic_regression_of_few_pairs_is_a_temperature_and_the_run_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = signals_run(tmp_path / "run", "isotonic")  # 64 pairs have 128 looks
+    run.terminal = Terminal()
+    verdicts.run(run)
+    found = read_fit(run.config.verdicts, tmp_path / "run").calibration
+    assert isinstance(found, SignalCalibration)
+    assert not found.steps
+    said = " ".join(capsys.readouterr().err.split())
+    assert "an isotonic regression needs 200 looks (two of each question), so it is a temperature" in said
+
+
+GOOD: dict[str, Any] = {
+    "weights": dict.fromkeys(SIGNALS, 0.5),
+    "bias": 0.0,
+    "scale": 1.0,
+    "steps": [[0.0, 0.5], [1.0, 0.9]],
+    "of": "looks",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": {"margin": 1.0}},
+        {"scale": -1.0},
+        {"steps": [[1.0, 0.9], [0.0, 0.5]]},
+        {"steps": [[1.0, 1.5]]},
+        {"of": "pair"},
+    ],
+    ids=str,
+)
+def test_a_damaged_file_of_signals_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig(verdicts={"calibration": {"map": "isotonic"}}).verdicts
+    (tmp_path / FIT_FILE).write_text(json.dumps({"calibration": GOOD}))
+    assert read_fit(config, tmp_path).calibration == SignalCalibration(
+        GOOD["weights"], 0.0, 1.0, ((0.0, 0.5), (1.0, 0.9)), "looks"
+    )
+    (tmp_path / FIT_FILE).write_text(json.dumps({"calibration": {**GOOD, **change}}))
+    with pytest.raises(RunFolderError, match="expected a calibration with weights, bias, scale, steps, of, or null; remove it"):
+        read_fit(config, tmp_path)
+
+
+def test_given_weights_are_checked_and_part_of_the_key() -> None:
+    section = "verdicts.calibration"
+    given = (f"{section}.method=given", f"{section}.map=temperature")
+
+    def key(*assignments: str) -> str:
+        return stage_keys(load_config(None, {}, assignments), [])["verdicts"]
+
+    weights = f"{section}.weights=[0,1,0,0,0]"
+    assert len({key(), key(given[1]), key(*given, weights), key(*given, f"{section}.weights=[0,2,0,0,0]")}) == 4
+    isotonic = (given[0], f"{section}.map=isotonic", weights)
+    for wrong, words in (
+        ((*given, f"{section}.weights=[1,2]"), "needs 5 weights, got 2"),
+        (isotonic, "steps has 0 points"),
+        ((*isotonic, f"{section}.steps=[[1,0.9],[0,0.5]]"), "steps must ascend"),
+        ((given[0], weights), "set map, or remove them"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_config(None, {}, wrong)
+    assert load_config(None, {}, (*isotonic, f"{section}.steps=[[0,0.5],[1,0.9]]")).verdicts.calibration.steps[1] == (1.0, 0.9)
 
 
 def test_settings_are_part_of_the_key_and_checked() -> None:

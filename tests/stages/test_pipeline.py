@@ -72,7 +72,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['backbone.device="cpu"', "backbone.memory_budget=2GiB"])
+@pytest.mark.parametrize("setting", ['backbone.device="cpu"', "backbone.memory_budget=2GiB", "scale.slow=5.0"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []
@@ -81,11 +81,13 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates", "pairs"}  # the content of these files counts, not their location
-    same_results = {*(f"backbone.{name}" for name in ("device", "memory_budget", "placement", "checkpointing")), "trackers"}
+    places = ("device", "memory_budget", "placement", "checkpointing", "pass_tokens")
+    same_results = {*(f"backbone.{name}" for name in places), "trackers", "scale"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
     replies_too = {"evaluation.temperature", "evaluation.top_p"}  # the replies before training are those of the replies stage
-    own_rule = {"backbone.engine", "backbone.vllm"}  # tests/stages/test_graph.py: the own engine adds nothing to a key
+    # tests/stages/test_graph.py: the own engine and the default embedder add nothing to a key.
+    own_rule = {"backbone.engine", "backbone.vllm", "embeddings"}
     sections = {"backbone": BackboneConfig, "chat": ChatConfig}
     inner = {f"{section}.{name}" for section, kind in sections.items() for name in kind.model_fields}
     settings = {*RunConfig.model_fields, *inner, *replies_too} - sections.keys()

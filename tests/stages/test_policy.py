@@ -282,8 +282,9 @@ TRAINED: Mapping[str, Any] = {
 
 def outcome_on(folder: Path, disk: FullDisk | None = None) -> bool:
     """Train as another process would; return whether the disk had room, after checking the message."""
-    made = context(folder, TRAINED)
+    made: Context | None = None
     try:
+        made = context(folder, TRAINED)
         run(made)
     except StorageError as error:
         message = str(error)
@@ -294,7 +295,8 @@ def outcome_on(folder: Path, disk: FullDisk | None = None) -> bool:
         assert "free some space and rerun the same command" in message
         return False
     finally:
-        made.store.close()
+        if made is not None:
+            made.store.close()
     return True
 
 

@@ -5,10 +5,12 @@ import json
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny_models
@@ -17,6 +19,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, LoopError, SeedsError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
+from selfeval.quality.embeddings import Vectors, unit_rows
 from selfeval.records import Drop, Question, Split
 from selfeval.rollout.engine import generate
 from selfeval.rollout.requests import Request, Rollout
@@ -24,6 +27,7 @@ from selfeval.stages import questions
 from selfeval.stages.context import Context
 from selfeval.stages.given import read_given
 from selfeval.stages.seeds import seeds_of
+from selfeval.stages.shards import Batch
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 
@@ -64,9 +68,17 @@ def mixed(seed: int, requests: Sequence[Request]) -> list[tuple[str, bool]]:
     return made
 
 
-def context(folder: Path, monkeypatch: pytest.MonkeyPatch, write: Writer = mixed, *, seed: int = 0, **changes: Any) -> Context:
+def context(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Writer = mixed,
+    *,
+    seed: int = 0,
+    seeds: Sequence[str] = SEEDS,
+    **changes: Any,
+) -> Context:
     """A run whose model is scripted; everything else is real."""
-    (folder / "seeds.txt").write_text("\n".join(SEEDS))
+    (folder / "seeds.txt").write_text("\n".join(seeds))
     config = RunConfig(seeds=str(folder / "seeds.txt"), seed=seed, questions={**SIZES, **changes})
     run = Context(config, RunStore(folder / "run"), Terminal(quiet=True))
     backbone = tiny_models.backbone("llama", 384)
@@ -183,13 +195,17 @@ def test_the_seed_decides_the_split_at_random(tmp_path: Path, monkeypatch: pytes
         assert 0 < split[:18].count(Split.TEST) < 12
 
 
-@pytest.mark.parametrize("kept", [1, 2, 3])
+SIX = [*SEEDS, *(fresh(random.Random(seed)) for seed in (100, 101, 102))]
+BY_MEANING = {"off_domain": 1.0, "paraphrase": 0.9, "coverage": True}
+
+
+@pytest.mark.parametrize(("kept", "settings"), [(1, {}), (2, {}), (3, {}), (2, BY_MEANING)])
 def test_a_stage_that_was_stopped_ends_with_the_same_questions(
-    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("through", "stopped"):
         (tmp_path / name).mkdir()
-    through = context(tmp_path / "through", monkeypatch)
+    through = context(tmp_path / "through", monkeypatch, seeds=SIX, **settings)
     counts = questions.run(through)
     shards = through.store.shards("questions")
     assert len(shards) >= 5
@@ -199,7 +215,7 @@ def test_a_stage_that_was_stopped_ends_with_the_same_questions(
         shards_asked.append(seed)
         return mixed(seed, requests)
 
-    stopped = context(tmp_path / "stopped", monkeypatch, counting)
+    stopped = context(tmp_path / "stopped", monkeypatch, counting, seeds=SIX, **settings)
     for path in shards[:kept]:
         for folder in ("questions", "dropped/questions"):
             source = through.store.root / folder / path.name
@@ -246,6 +262,95 @@ def test_every_drop_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.
         Drop("questions", "unfinished", "What is the su"),
     ]
     assert counts == {"train": 2, "test": 1, "dropped_near_duplicate": 3, "dropped_too_short": 2, "dropped_unfinished": 1}
+
+
+class Characters:
+    """Embeds a text as the counts of its characters. The tiny model is random, so its states hardly tell topics apart."""
+
+    name = "characters"
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        counts = np.zeros((len(texts), 2048), np.float32)
+        for row, text in enumerate(texts):
+            np.add.at(counts[row], [ord(character) for character in text], 1)
+        return unit_rows(counts)
+
+
+def test_questions_outside_the_domain_are_dropped_with_the_nearest_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(5)
+    seeds, inside = [fresh(rng) for _ in range(8)], [fresh(rng) for _ in range(9)]
+    outside = "Разложи многочлен на множители и найди все его корни!"
+    texts = [*inside[:5], outside, *inside[5:]]
+    run = context(
+        tmp_path, monkeypatch, lambda seed, requests: [(t, True) for t in texts], seeds=seeds, train=6, test=3, off_domain=1.5
+    )
+    # It would drop the text first.
+    monkeypatch.setattr(questions.QuestionFilters, "reason", lambda self, text: None)
+    monkeypatch.setattr(questions, "plain_embedder", lambda backbone, role, batch_tokens: Characters())
+    counts = questions.run(run)
+    assert counts["dropped_off_domain"] == 1
+    [drop] = run.store.read_dropped("questions")
+    assert (drop.reason, drop.text) == ("off_domain", outside)
+    assert drop.detail["nearest_seed"] in seeds
+    assert drop.detail["distance"] > drop.detail["threshold"] > 0
+
+
+def test_each_text_is_embedded_once_but_for_the_last_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 questions in shards of 10: embedding all seeds and questions for each shard would take over 1,000 texts."""
+    embedded: list[str] = []
+
+    class Counting(Characters):
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            embedded.extend(texts)
+            return super().embed(texts)
+
+    rng = random.Random(5)
+    seeds = [fresh(rng) for _ in range(64)]
+    monkeypatch.setattr(questions, "plain_embedder", lambda backbone, role, batch_tokens: Counting())
+    run = context(tmp_path, monkeypatch, fresh_texts, seeds=seeds, train=149, test=1, shard=10, paraphrase=1e-5, coverage=True)
+    questions.run(run)
+    written = run.store.read("questions", Question)
+    counts = Counter(embedded)
+    assert len(run.store.shards("questions")) >= 15
+    assert {counts[seed] for seed in seeds} == {1}
+    # Once as a sample; in each of two lists (all questions, training questions) once in a full group, and in the groups of up
+    # to 32 at its end, which at most 4 shards see. Without groups, the first question would be read for each of 15 shards.
+    assert max(counts[question.text] for question in written) <= 1 + 2 * (1 + 4)
+    assert counts[written[0].text] >= 2
+
+
+def fresh_texts(seed: int, requests: Sequence[Request]) -> list[tuple[str, bool]]:
+    rng = random.Random(seed)
+    return [(fresh(rng), True) for _ in requests]
+
+
+def test_off_domain_questions_need_five_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"at least 5 different seeds.* has 3;"):
+        questions.run(context(tmp_path, monkeypatch, off_domain=1.5))
+
+
+def test_a_thin_topic_is_shown_more_often_with_coverage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question in twenty is about something else. It is drawn in 1 of 20 examples without coverage, in more with it."""
+    shares = []
+    for steered in (False, True):
+        (folder := tmp_path / str(steered)).mkdir()
+        rare = ["Разложи многочлен на множители и найди все его корни!"]
+        rng = random.Random(3)
+        texts = [*rare, *(fresh(rng) for _ in range(19))]
+        config = {"train": 40, "test": 1, "shard": 20, "examples": 3, "seed_examples": 1, "coverage": steered}
+        monkeypatch.setattr(questions, "plain_embedder", lambda backbone, role, batch_tokens: Characters())
+        run = context(folder, monkeypatch, lambda seed, requests, texts=texts: [(t, True) for t in texts], **config)
+        work = questions._work(run)
+        asked_of = [Question(f"q{n}", text, Split.TRAIN, "self") for n, text in enumerate(texts)]
+        prompts = asked(monkeypatch)
+        for shard in range(1, 11):
+            list(work._requests(run.model, Batch(shard, asked_of), work._embedder(run.model)))
+        shares.append(sum(rare[0] in shown for shown in prompts) / len(prompts))
+        monkeypatch.undo()
+    assert shares[0] == pytest.approx(2 / 20, abs=0.05)  # two of the three examples are questions so far
+    assert shares[1] > 2 * shares[0]
 
 
 def test_a_question_that_reached_a_stop_text_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from selfeval.config import RepliesConfig, RunConfig
 from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
-from selfeval.records import Message, Question, Reply, Split
+from selfeval.quality.reply_diversity import measure_diversity
+from selfeval.records import Drop, Message, Question, Reply, Split
 from selfeval.rollout import engines
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import generate, visible_ids
@@ -29,6 +30,7 @@ from selfeval.stages.draws import Draws
 from selfeval.stages.replies import WriteReplies, run
 from selfeval.stages.shards import StageShards
 from selfeval.stages.terminal import Terminal
+from selfeval.stages.verdicts import _pairs
 from selfeval.store import RunStore, write_json
 
 
@@ -244,3 +246,68 @@ def test_replies_continue_the_turns_of_a_conversation(tmp_path: Path, monkeypatc
     assert seen == {made.templates.reply_prompt(question) for question in asked}
     text = tokenizer.decode(list(made.templates.reply_prompt(asked[1]).ids))
     assert text == "<user>Two plus three?<assistant>Five.<user>Why?<reply>"
+
+
+# -- loops --------------------------------------------------------------------------------------------------------------
+
+
+def looping(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Context:
+    """A run in which the first reply to each question is a loop, and the others are as the model samples them."""
+    made = context(folder, max_new_tokens=48, beam_share=0.0, per_question=3, **changes)
+    plain = engines.OwnEngine.generate
+
+    def generate(self: Any, backbone: Any, requests: Any, **options: Any) -> list[Rollout]:
+        found = plain(self, backbone, requests, **options)
+        loop = Rollout((50, 51, *(60, 61, 62) * 14), (0.0,) * 44, False)
+        return [loop if number % 3 == 0 else rollout for number, rollout in enumerate(found)]
+
+    monkeypatch.setattr(engines.OwnEngine, "generate", generate)
+    return made
+
+
+def test_a_loop_is_dropped_and_not_judged_except_of_a_test_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = looping(tmp_path, monkeypatch)
+    counts = run(made)
+    drops = made.store.read_dropped("replies")
+    training = [q.id for q in made.store.read("questions", Question) if q.split == Split.TRAIN]
+    assert [drop.detail["reply"] for drop in drops] == [f"{id}-r0" for id in training]
+    assert counts["dropped_loop"] == len(training) == 16
+    first, replies_by_id = drops[0], made.replies()
+    assert (first.stage, first.reason, first.text) == ("replies", "loop", replies_by_id["q01-r0"].text)
+    assert first.detail == {"question": "What is 1?", "reply": "q01-r0", "block": 3, "repeated": 42, "tokens": 44}
+    assert len(replies_by_id) == counts["replies"] == 72  # they stay, so that the share of unfinished replies counts them
+    pairs = _pairs(made, made.store.read("questions", Question))
+    judged = {reply.id for pair in pairs if not isinstance(pair, Drop) for reply in pair[1:]}
+    assert judged & {f"{id}-r0" for id in training} == set()
+    assert any(id.endswith("-r0") for id in judged)  # of test questions
+
+
+def test_a_question_whose_other_replies_are_loops_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = looping(tmp_path, monkeypatch)
+    run(made)
+    lost = [Drop("replies", "loop", "", {"reply": f"q01-r{number}"}) for number in (0, 1)]
+    made.store.write_shard("replies", 0, made.replies().values(), lost)
+    question = next(q for q in made.store.read("questions", Question) if q.id == "q01")
+    assert _pairs(made, [question]) == [Drop("verdicts", "single_reply", "What is 1?")]
+
+
+def test_loops_are_kept_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = looping(tmp_path, monkeypatch, loops="keep")
+    assert "dropped_loop" not in run(made)
+    assert made.store.read_dropped("replies") == []
+    training = [q for q in made.store.read("questions", Question) if q.split == Split.TRAIN]
+    judged = {reply.id for pair in _pairs(made, training) if not isinstance(pair, Drop) for reply in pair[1:]}
+    assert any(id.endswith("-r0") for id in judged)
+
+
+def test_the_diversity_of_the_replies_to_training_questions_is_counted(tmp_path: Path) -> None:
+    made = context(tmp_path, max_new_tokens=12)
+    counts = run(made)
+    texts: dict[str, list[str]] = {q.id: [] for q in made.store.read("questions", Question) if q.split == Split.TRAIN}
+    for reply in made.replies().values():
+        if reply.question_id in texts:
+            texts[reply.question_id].append(reply.text)
+    assert {len(found) for found in texts.values()} == {2}
+    expected = measure_diversity(texts.values()).means()
+    assert {name: counts[name] for name in expected} == expected
+    assert 0 < counts["distinct_2"] <= 1

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from other_process import OtherProcess
-from selfeval.records import Drop, Seed
+from selfeval.records import Drop, Question, Seed, Split
 from selfeval.stages import terminal as terminal_module
 from selfeval.stages.context import Context
 from selfeval.stages.running import execute, new_config
@@ -20,9 +20,9 @@ from selfeval.stages.shards import (
     Batch,
     InProcess,
     ModelHandle,
+    ReportProgress,
     ShardOutput,
     StageShards,
-    Tell,
     Work,
     grow_shards,
     map_shards,
@@ -121,6 +121,60 @@ def test_each_shard_is_written_as_soon_as_it_is_finished_and_never_computed_twic
     assert len(calls) == 1, "no model is loaded if every shard is finished"
 
 
+@dataclasses.dataclass(frozen=True)
+class Poisoned:
+    """Work that fails at one shard, the first times that it is tried there."""
+
+    times: int
+    tried: list[int] = dataclasses.field(default_factory=list)
+
+    def __call__(self, model: ModelHandle, batch: Batch[Question]) -> ShardOutput:
+        self.tried.append(batch.index)
+        if batch.index == 1 and self.tried.count(1) <= self.times:
+            raise ZeroDivisionError("of shard 1")
+        return ShardOutput([Seed(question.text) for question in batch.records], [], {"more": [Seed("m")]})
+
+
+QUESTIONS = [Question(f"q{n}", f"text {n}", Split.TRAIN, "self") for n in range(5)]
+
+
+def test_a_shard_that_fails_is_tried_four_times(store: RunStore) -> None:
+    stage, work = StageShards(store, Terminal(quiet=True), "echo", drops=True, others=("more",)), Poisoned(3)
+    map_shards(stage, QUESTIONS, 2, work, _executor([]))
+    assert work.tried == [0, 1, 1, 1, 1, 2]
+    assert len(store.read("echo", Seed)) == 5
+    assert store.read_dropped("echo") == []
+
+
+def test_a_poisoned_shard_stops_the_stage_and_is_listed(store: RunStore) -> None:
+    stage, work = StageShards(store, Terminal(quiet=True), "echo", drops=True, others=("more",)), Poisoned(4)
+    with pytest.raises(ZeroDivisionError, match="of shard 1") as failure:
+        map_shards(stage, QUESTIONS, 2, work, _executor([]))
+    assert failure.value.__notes__ == ["echo: shard 1 failed 4 times"]
+    assert work.tried == [0, 1, 1, 1, 1]
+    (drop,) = store.read_dropped("echo")
+    assert (drop.reason, drop.text, drop.detail["questions"]) == ("poisoned", "ZeroDivisionError: of shard 1", ["q2", "q3"])
+    assert 'raise ZeroDivisionError("of shard 1")' in drop.detail["traceback"]
+    # The same command tries it again, and its success removes the drop.
+    map_shards(stage, QUESTIONS, 2, Poisoned(0), _executor([]))
+    assert len(store.read("echo", Seed)) == 5
+    assert store.read_dropped("echo") == []
+
+
+def test_a_poisoned_shard_can_be_skipped(store: RunStore) -> None:
+    said = io.StringIO()
+    terminal = Terminal(console=Console(file=said, width=200))
+    stage, work = StageShards(store, terminal, "echo", drops=True, others=("more",), poisoned="skip"), Poisoned(9)
+    map_shards(stage, QUESTIONS, 2, work, _executor([]))
+    assert work.tried == [0, 1, 1, 1, 1, 2]
+    assert [seed.question for seed in store.read("echo", Seed)] == ["text 0", "text 1", "text 4"]
+    assert len(store.read("more", Seed)) == 2
+    assert [drop.reason for drop in store.read_dropped("echo")] == ["poisoned"]
+    assert "echo: shard 1 is skipped, because it failed 4 times" in said.getvalue()
+    map_shards(stage, QUESTIONS, 2, work, _executor([]))
+    assert len(work.tried) == 6, "a resumed run does not try it again"
+
+
 def test_growing_shards_read_all_records_before_them_and_stop_at_what_is_wanted(store: RunStore) -> None:
     stage, calls = StageShards(store, Terminal(quiet=True), "count"), list[int]()
 
@@ -140,7 +194,7 @@ class Half:
     """Work that tells that half of it is done."""
 
     def __call__(self, model: ModelHandle, batch: Batch[Seed]) -> ShardOutput:
-        model.tell(0.5)
+        model.report_progress(0.5)
         return ShardOutput([Seed("x")] * 3)
 
 
@@ -168,10 +222,10 @@ def test_a_bar_moves_within_a_shard(store: RunStore, monkeypatch: pytest.MonkeyP
 
 def test_a_bar_adds_up_what_is_done_of_several_shards_in_progress(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     class AtOnce(InProcess):
-        def map(self, work: Work[Any], batches: Sequence[Batch[Any]], tell: Tell | None = None) -> Any:
-            assert tell
+        def map(self, work: Work[Any], batches: Sequence[Batch[Any]], report_progress: ReportProgress | None = None) -> Any:
+            assert report_progress
             for batch in batches:
-                tell(batch, 0.5)
+                report_progress(batch, 0.5)
             yield from super().map(work, batches)
 
     terminal, text = _every_line(monkeypatch)

@@ -107,12 +107,13 @@ def test_the_folder_says_what_the_adapter_says_on_the_stretched_positions(
     ids = torch.arange(2, 2 + 2 * TRAINED).unsqueeze(0)
     trained = tuning._train
 
-    def train_and_look(context: Any, rows: Any) -> None:
-        trained(context, rows)
+    def train_and_look(rows: Any, vocabulary: Any, context: Any) -> dict[str, Any]:
+        facts = trained(rows, vocabulary, context)
         with torch.no_grad(), context.backbone.acting_as("tuned"):
             kept["role"] = context.backbone.model(input_ids=ids).logits
         with torch.no_grad(), context.backbone.acting_as("base"):
             kept["base"] = context.backbone.model(input_ids=ids).logits
+        return facts
 
     monkeypatch.setattr(tuning, "_train", train_and_look)
     world.tune(*YARN)

@@ -392,6 +392,7 @@ def test_the_options_name_one_kind_of_data(options: Any, message: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_tunes_on_conversations(world: World) -> None:
     arguments = [part for assignment in SETTINGS for part in ("--set", assignment)]
     done = selfeval("tune", "--chat", str(world.chat), "--model", str(world.model), "--to", str(world.out), *arguments)

@@ -11,7 +11,9 @@ import tiny_models
 from evidence_records import TIE, UNSURE, Gold, reply, verdict
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.quality.reply_loops import Loop
 from selfeval.records import Drop, Question, Split, Verdict
+from selfeval.stages import replies
 from selfeval.stages.shards import ModelHandle
 from selfeval.suitability import sampling
 from selfeval.suitability.candidates import Candidate
@@ -56,6 +58,17 @@ def test_rounds_grow_until_nothing_is_left_to_ask(model: ModelHandle, monkeypatc
     assert sample.samples == len(sample.dropped) >= 64
     assert len(sample.replies) == 80
     assert len(sample.judged["pairwise"].verdicts) == len(sample.pairs) == 40 - sample.identical
+
+
+def test_a_reply_that_the_stage_drops_as_a_loop_is_not_judged(model: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Replies of four tokens are too short for a loop, so some are declared to be one.
+    monkeypatch.setattr(replies, "find_loop", lambda ids, finished: Loop(1, 24) if sum(ids) % 4 == 0 else None)
+    sample = grown(model, monkeypatch, still())
+    loops = {one.id for one in sample.replies if sum(one.ids) % 4 == 0}
+    assert len(loops) > 5
+    assert sample.pairs
+    assert not {one.id for _, *pair in sample.pairs for one in pair} & loops
+    assert len(sample.pairs) + sample.identical == len(sample.asked)
 
 
 def test_a_round_is_no_larger_than_the_time_that_is_left(model: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from selfeval.errors import LostWorkError, RunFolderError, StorageError
 from selfeval.store import file_hash, read_json, write_sealed
 from selfeval.training import checkpoint
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
+from slow import slow
 
 ROLES = ("policy", "critic")
 Training = tuple[Backbone, dict[str, AdamW], Checkpoints]
@@ -145,6 +146,25 @@ def test_an_interrupted_write_leaves_the_former_checkpoint(
     assert same(everything(fresh), before)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_process_that_may_not_write_any_more_leaves_the_checkpoints_unchanged(tmp_path: Path, late: bool) -> None:
+    """`late`: it lost the right while it wrote the files."""
+    calls = list[int]()
+
+    def check() -> None:
+        calls.append(len(list(tmp_path.glob(".step-*"))))
+        if calls[-1] == late:
+            raise RunFolderError("another worker writes here")
+
+    backbone, optimizers, keeper = training(tmp_path)
+    keeper.save(1, {})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match="another worker"):
+        Checkpoints(tmp_path, backbone, ROLES, optimizers, check=check).save(2, {})
+    assert sorted(tmp_path.rglob("*")) == before
+    assert calls == ([0, 1] if late else [0])
+
+
 def test_an_older_checkpoint_that_was_not_yet_removed_does_not_count(tmp_path: Path) -> None:
     made = training(tmp_path)
     steps(made, 1, 1)
@@ -209,7 +229,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_training_ends_wi
     logged_steps(killed, tmp_path / "b", 5, 5)
     how(tmp_path / "b" / "checkpoints" / "step-000004" / file)
     resumed, said = with_metrics(tmp_path / "b", seed=50), []
-    resumed[0].budget.tell = said.append
+    resumed[0].budget.notify = said.append
     assert resumed[2].restore() == {"step": 2, "mark": 2}
     assert len(said) == 1
     assert said[0].startswith("checkpoint step-000004 is damaged (")
@@ -301,7 +321,7 @@ def test_a_manifest_that_was_changed_costs_the_checkpoint_and_blames_no_other_fi
         keeper.save(step, {})
     change(tmp_path / "c" / "step-000002" / "manifest.json")
     said: list[str] = []
-    backbone.budget.tell = said.append
+    backbone.budget.notify = said.append
     assert keeper.restore() == {"step": 1}
     assert said == [
         "checkpoint step-000002 is damaged (its manifest.json is damaged); resuming from the previous checkpoint, step-000001"
@@ -339,7 +359,7 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("learner", ["ppo", "ilql"])
+@pytest.mark.parametrize("learner", ["ppo", slow("ilql")])
 def test_a_policy_whose_newest_checkpoint_lost_a_bit_ends_where_an_undisturbed_one_does(
     tmp_path: Path, learner: str, one_thread: None
 ) -> None:
@@ -356,7 +376,7 @@ def test_a_policy_whose_newest_checkpoint_lost_a_bit_ends_where_an_undisturbed_o
         train(four_roles(), tmp_path / "killed", config, keep=killed)
     flip_a_bit(tmp_path / "killed" / "step-000004" / "state.safetensors")
     resumed, said = four_roles(), []
-    resumed.budget.tell = said.append
+    resumed.budget.notify = said.append
     train(resumed, tmp_path / "killed", config)
     assert any("checkpoint step-000004 is damaged" in sentence for sentence in said)
     for role in resumed.roles.names:

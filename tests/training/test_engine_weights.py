@@ -162,6 +162,7 @@ def test_a_training_runs_through_vllm(model: Path, tmp_path: Path, monkeypatch: 
     assert list(dict.fromkeys(names)) == ["policy-1", "policy-2"]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_repeats_the_replies_of_the_stand_in(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_an_engine_with_another_distribution_is_corrected_and_reported(
         train_with(model, tmp_path / "strict")
 
 
+@pytest.mark.slow
 def test_a_run_samples_replies_and_rollouts_with_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded model from its questions to a trained policy, and nothing to do a second time."""
     vllm = standin_vllm.install(monkeypatch)

@@ -198,7 +198,7 @@ def test_small_gradients_survive_a_base_in_fp16(tokens: int) -> None:
 def test_gradients_that_overflow_are_computed_again_at_a_smaller_scale() -> None:
     exact, half = small(torch.float32, weights=torch.float16), small(torch.float16)
     said: list[str] = []
-    half.budget.tell = said.append
+    half.budget.notify = said.append
     expected = gradient(exact, 1)  # a sum over the tokens, as if the batch were a single token
     found = gradient(half, 1)
     assert half.loss_scale is not None

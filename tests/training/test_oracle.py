@@ -21,6 +21,7 @@ from selfeval.report.metrics import METRICS
 from selfeval.rollout.guide import Guide
 from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.evaluator import Preference
+from slow import slow
 from token_prompts import as_prompts
 
 BETAS, LAYERS = {"sparse": 0.1, "dense": 0.15}, {"sparse": 1, "dense": 2}
@@ -63,6 +64,9 @@ DENSE = {"trpo", "soft_q", "ilql"}
 reward. The others are held to that of whole replies. TRPO's advantages of tokens are computed by PPO's code, and
 learners/test_learners.py checks what each learner makes of rewards of tokens."""
 
+FAST = {"ppo", "dpo"}
+"""One learner that learns from scores with a critic, and one that learns from pairs; `make test-slow` trains the others too."""
+
 GREEDY = 1e4
 
 
@@ -71,8 +75,8 @@ def test_every_learner_is_held_to_the_optimum() -> None:
 
 
 OPTIMA_TO_REACH = [
-    *((learner, "sparse") for learner in SETTINGS if learner not in DENSE),
-    *(pytest.param(learner, "dense", marks=pytest.mark.slow) for learner in sorted(DENSE)),
+    *((learner, "sparse") if learner in FAST else slow(learner, "sparse") for learner in SETTINGS if learner not in DENSE),
+    *(slow(learner, "dense") for learner in sorted(DENSE)),
 ]
 
 

@@ -214,6 +214,7 @@ RISING = changed(CONFIG, learning_rate=2e-2, replies_per_question=32, minibatch=
 """Large batches, so that the score rises from each reading of the judge to the next."""
 
 
+@pytest.mark.slow
 def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best(tmp_path: Path) -> None:
     backbone, kept, back = four_roles(), [], []
     readings = iter([reading(12), reading(14), reading(4)])
@@ -260,6 +261,7 @@ def roll_back_once(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "check_iteration", checked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given_up", "every", "wins", "expected"),
     [

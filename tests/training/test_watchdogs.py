@@ -19,6 +19,8 @@ FIRST = {
     "policy_loss": 0.1,
     "explained_variance": 0.3,
     "repeated": 0.05,
+    "similarity": 0.4,
+    "score": 0.0,
 }
 JUDGED = {"judge_win_rate": 0.5, "judge_error": 0.05, "judge_drop": 0.2, "judge_drop_p": 1e-5, "score_gain": 0.5}
 
@@ -37,6 +39,7 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
     assert alarms(first_ratio=0.02, kl=20.0, length=80.0, entropy=0.02) == {}
     assert alarms(engine_difference=0.05, engine_truncated=0.01) == {}
     assert alarms(kl=-0.5, length=20.0, repeated=0.5) == {}
+    assert alarms(similarity=0.849) == {}  # 1 - 0.849 is just above a quarter of 1 - 0.4
     assert alarms(**{**JUDGED, "judge_drop_p": 0.06}) == {}  # no more than noise
     assert alarms(**{**JUDGED, "score_gain": -0.1}) == {}  # both went down: nothing is exploited
 
@@ -58,6 +61,7 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
         ({"length": 161.0}, "length_drift", "roll_back"),
         ({"entropy": 0.019}, "entropy_collapse", "roll_back"),
         ({"repeated": 0.51}, "repeated_reply", "roll_back"),
+        ({"similarity": 0.86, "score": 0.0}, "diversity_collapse", "warn"),
         (JUDGED, "judge_disagrees", "finish"),
     ],
 )
@@ -69,6 +73,37 @@ def test_the_message_names_the_figures_that_broke() -> None:
     (alarm,) = check_iteration({**FIRST, "policy_loss": math.nan, "entropy": math.nan}, FIRST, CONFIG)
     assert "entropy, policy_loss" in alarm.message
     assert alarm.as_json() == {"step": 1, "name": "not_finite", "message": alarm.message, "action": "roll_back"}
+
+
+@pytest.mark.parametrize(
+    ("score", "cause"),
+    [(0.5, "rose from 0.00 to 0.50: if it rewards such replies, raise"), (-0.5, "(0.00 at the start, -0.50 now): if the")],
+)
+def test_the_message_on_similar_replies_says_how_the_score_changed(score: float, cause: str) -> None:
+    (alarm,) = check_iteration({**FIRST, "similarity": 0.97, "score": score}, FIRST, CONFIG)
+    assert "similarity 0.97, 0.40 at the start" in alarm.message
+    assert cause in alarm.message
+
+
+def test_replies_that_were_alike_from_the_start_raise_an_alarm() -> None:
+    """19 of 20 questions with one reply: 0.95² = 0.9025. Of 18 bigrams, one other token changes two: 1 - 2/18 = 0.889."""
+    start = {**FIRST, "similarity": 0.91, "length": 18.0}
+    (alarm,) = check_iteration(start, start, CONFIG)
+    assert (alarm.name, alarm.action) == ("diversity_collapse", "warn")
+    assert "similarity 0.91, 0.91 at the start" in alarm.message
+    assert check_iteration({**start, "similarity": 0.90}, start, CONFIG) == []
+    # Of 25 bigrams: 1 - 2/25 = 0.92, so these are long replies of one form with a different token each.
+    long = {**start, "length": 25.0}
+    assert check_iteration(long, long, CONFIG) == []
+    assert [a.name for a in check_iteration({**long, "similarity": 0.93}, long, CONFIG)] == ["diversity_collapse"]
+
+
+def test_similarity_is_not_checked_without_a_first_value_or_with_few_questions() -> None:
+    older = {name: value for name, value in FIRST.items() if name != "similarity"}
+    assert check_iteration({**FIRST, "similarity": 1.0}, older, CONFIG) == []  # a checkpoint of an earlier version
+    assert check_iteration(older, FIRST, CONFIG) == []
+    few = CONFIG.model_copy(update={"questions_per_iteration": 7})
+    assert check_iteration({**FIRST, "similarity": 1.0}, FIRST, few) == []
 
 
 @pytest.mark.parametrize(("length", "remedy"), [(81.0, "set length_guard"), (19.0, "lower learning_rate")])

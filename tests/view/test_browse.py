@@ -233,7 +233,8 @@ def test_text_of_models_and_people_is_never_markup(tmp_path: Path) -> None:
     for path in pages:
         html = client.get(f"/view/run/shop{path}").text
         elements = Elements(html)
-        assert [script.get("src") for script in elements.of("script")] == ["/view/static/live.js"]
+        scripts = ["live.js", "map.js"] if path == "/report" else ["live.js"]
+        assert [script.get("src") for script in elements.of("script")] == [f"/view/static/{name}" for name in scripts]
         assert not elements.of("img")
         assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on") or name == "style"]
     assert "&lt;script&gt;" in html

@@ -25,6 +25,7 @@ from selfeval.serve.process import Application, listen
 from selfeval.view.app import make_view
 from selfeval.view.label_desk import LabelDesk
 from selfeval.view.opened import OpenedRuns
+from slow import slow
 
 ADDRESS = "/view/run/mine/label"
 ORIGIN = {"origin": "http://localhost"}
@@ -154,7 +155,7 @@ def test_a_run_without_judged_test_pairs_says_so(tmp_path: Path) -> None:
     (run / "evaluation" / "scored.jsonl").unlink()
     page = client_of(run).get(ADDRESS, params={"rater": "ann"})
     assert page.status_code == 200
-    assert "has no scored yet" in page.text
+    assert "has no scored pairs yet" in page.text
 
 
 def test_pairs_of_a_rerun_are_read_anew(run: Path) -> None:
@@ -185,6 +186,7 @@ def test_an_answer_about_texts_that_have_changed_is_not_saved(run: Path) -> None
     assert choices(run) == [("ann", "first")]
 
 
+@pytest.mark.slow
 def test_people_who_answer_at_the_same_time_lose_nothing(run: Path) -> None:
     """Eight raters, a thread each: every answer is saved, and the threshold is that of all labels."""
     write_run(run, pairs=60)
@@ -269,8 +271,7 @@ def test_the_page_works_without_scripts(run: Path, browser: Any) -> None:
     assert choices(run) == [("ann", "second")]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), slow(1280, "dark"), slow(360, "light"), (360, "dark")])
 def test_the_page_breaks_no_rule_of_accessibility(run: Path, browser: Any, scheme: str, width: int) -> None:
     from test_browser import axe_core
 

@@ -16,6 +16,7 @@ from compared_runs import QUESTIONS, begin_run, compared, finish_run, log_steps,
 from selfeval.store import Progress, RunStore, write_progress
 from selfeval.view import index as indexing
 from served import wait_for
+from slow import slow
 from view_server import axe, browser, served
 
 CHART = "[aria-label^='KL to the reference']"
@@ -152,6 +153,7 @@ def test_a_server_that_is_gone_is_shown_and_found_again(tmp_path: Path, chromium
     store.close()
 
 
+@pytest.mark.slow
 def test_a_table_is_refreshed_until_its_index_is_complete(
     tmp_path: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,25 @@ def test_a_table_is_refreshed_until_its_index_is_complete(
         page.wait_for_timeout(5000)  # two refreshes and a half
         assert len(asked) == count, "a complete table is not fetched again"
         assert page.evaluate("window.mine") == 1, "the page was not loaded again"
+
+
+def test_the_filters_of_a_table_are_refreshed_with_it(tmp_path: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_run(tmp_path / "live").close()
+    chunks, may_read = indexing._chunks, threading.Event()
+    monkeypatch.setattr(indexing, "_chunks", lambda path, file: may_read.wait(60) and chunks(path, file))
+    with served(tmp_path) as server, _page(chromium) as page:
+        page.goto(f"{server.url}/run/live/questions")
+        page.locator("summary", has_text="Filters").click()
+        page.get_by_label("Question id").fill("q1")
+        assert page.get_by_label("Split").count() == 0, "no record with a split is indexed yet"
+        may_read.set()
+        page.get_by_text(f"{2 * QUESTIONS} records").wait_for()
+        assert page.get_by_label("Split").count() == 0, "a form is left alone while a field of it has the focus"
+        page.locator("h1").click()
+        split = page.get_by_label("Split")
+        split.wait_for()
+        assert split.locator("option").all_text_contents() == ["any", f"test ({QUESTIONS})", f"training ({QUESTIONS})"]
+        assert page.get_by_label("Question id").input_value() == "q1", "what was typed stays"
 
 
 def test_refreshing_can_be_paused_with_the_keyboard(tmp_path: Path, chromium: Any) -> None:
@@ -195,6 +216,7 @@ def test_refreshing_can_be_paused_with_the_keyboard(tmp_path: Path, chromium: An
     store.close()
 
 
+@pytest.mark.slow
 def test_the_list_shows_new_runs_and_keeps_the_selection(tmp_path: Path, chromium: Any) -> None:
     with served(tmp_path) as server, _page(chromium) as page:
         page.goto(f"{server.url}/")
@@ -234,8 +256,7 @@ def test_the_pages_work_without_scripts(tmp_path: Path, chromium: Any) -> None:
         assert page.get_by_role("article").count() == QUESTIONS
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("width", "scheme"), [slow(1280, "light"), slow(1280, "dark"), slow(360, "light"), (360, "dark")])
 def test_pages_break_no_rule_of_accessibility_and_fit(scheme: str, width: int, tmp_path: Path, chromium: Any) -> None:
     live = begin_run(tmp_path / "live")
     _work(live, 1)

@@ -192,6 +192,7 @@ def test_slow_charts_are_drawn_again_only_after_a_while(monkeypatch: pytest.Monk
     assert cache.get("other", 2, draw) == 3
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_steps_do_not_block_the_page(tmp_path: Path) -> None:
     store = begin_run(tmp_path / "long")
     path = store.metrics_path("policy")

@@ -15,6 +15,7 @@ from test_browser import axe_core
 from selfeval.serve.gate import Access
 from selfeval.view.app import make_view
 from selfeval.view.opened import OpenedRuns
+from slow import slow
 from view_runs import make_view_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page is opened in a browser")
@@ -31,7 +32,7 @@ PAGES = (
     "question/q9",
     "report",
 )
-SCHEMES = ((1280, "light"), (1280, "dark"), (360, "light"), (360, "dark"))
+SCHEMES = (slow(1280, "light"), slow(1280, "dark"), slow(360, "light"), (360, "dark"))
 
 
 @pytest.fixture(scope="module")

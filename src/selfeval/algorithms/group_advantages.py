@@ -81,7 +81,7 @@ def grpo_advantages(
 def mean_only_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
     """Compute the advantages of Dr. GRPO: rewards minus the mean of their group, A_i = R_i − mean.
 
-    Liu et al. 2025, section 3.2 (https://arxiv.org/abs/2503.20783). R_i is part of its own baseline, which scales the gradient
+    Liu et al. 2025, section 3.2 (https://arxiv.org/abs/2503.20783). R_i counts in its baseline, which scales the gradient
     by (n − 1) / n; `rloo_advantages` is the same without this factor.
 
     Args:

@@ -3,6 +3,8 @@
 An out-of-memory error does not end the run. The failed group (a micro-batch, or a batch of sampled replies) is split in half
 and retried, later groups start smaller, and after a while they grow back. Results do not depend on the group size: a logical
 batch is a sum over its groups, and every reply has a separate random stream.
+
+For the same reason a batch can be divided among the processes of a training (`processes`), each of which has a backbone.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from selfeval.backbone.meters import CpuMeter, Meter
+from selfeval.backbone.process_group import SINGLE_PROCESS, ProcessGroup, gather_outcomes, refuse_gaps, shares
 from selfeval.errors import MemoryLimitError, is_out_of_memory
 from selfeval.texts import format_bytes
 
-__all__ = ["CPU_PASS_TOKENS", "EventKind", "MemoryBudget", "MemoryEvent", "Phase"]
+__all__ = ["CPU_PASS_TOKENS", "EventKind", "MemoryBudget", "MemoryEvent", "Phase", "prompt_pass_tokens"]
 
 R = TypeVar("R")
 
 CPU_PASS_TOKENS = 4096
 """Tokens of a pass without gradients on a CPU, whose caches then hold the activations: for the embedded model, passes of 16,384
-tokens took 1.4 times as long. It is no measurement of each machine, so that a run resumes with the same groups."""
+tokens took 1.4 times as long. A run measures whether fewer are faster (`backbone.pass_size`)."""
+
+_PROMPT_PASS_TOKENS = {"cpu": 2048}
+_MOST_PROMPT_PASS_TOKENS = 16384
 
 _PATIENCE, _MOST_PATIENCE = 16, 1024
 """Successful groups required before the limit doubles; doubled after each premature increase."""
@@ -43,6 +49,14 @@ class Phase(StrEnum):
     def unit(self) -> str:
         """Unit of the limit."""
         return "rows" if self in (Phase.ROLLOUT, Phase.BEAMS) else "tokens"
+
+
+def prompt_pass_tokens(device: str) -> int:
+    """Return the maximum tokens of a pass over prompts alone on a type of device, such as `cpu`.
+
+    On a CPU fewer than `CPU_PASS_TOKENS`: with 8,192 tokens, which do not fit its caches, passes took 1.6 times as long.
+    """
+    return _PROMPT_PASS_TOKENS.get(device, _MOST_PROMPT_PASS_TOKENS)
 
 
 class EventKind(StrEnum):
@@ -122,17 +136,19 @@ class MemoryBudget:
 
     Args:
         meter: optional meter of the memory that the backbone's passes use. Default: resident memory of this process.
-        tell: optional callback that receives a message when a limit shrinks for a new reason.
+        notify: optional callback that receives a message when a limit shrinks for a new reason.
         pass_tokens: Optional. Maximum tokens of a pass without gradients, if it is lower than the caller's limit.
         shorter: what makes sequences shorter, for messages; a command that reads other sequences than a run sets it.
+        processes: the processes that share the work of `in_groups`. Default: this one alone.
     """
 
     def __init__(
-        self, meter: Meter | None = None, tell: Callable[[str], None] | None = None, *, pass_tokens: int | None = None
+        self, meter: Meter | None = None, notify: Callable[[str], None] | None = None, *, pass_tokens: int | None = None
     ) -> None:
         self.meter: Meter = meter or CpuMeter()
         self.pass_tokens = pass_tokens
-        self.tell, self.shorter = tell, "lower replies.max_new_tokens"
+        self.notify, self.shorter = notify, "lower replies.max_new_tokens"
+        self.processes: ProcessGroup = SINGLE_PROCESS
         self._gauges = {phase: _Gauge(phase) for phase in Phase}
         self._phase: Phase | None = None
         self._events: dict[tuple[Phase, EventKind, int, int], MemoryEvent] = {}
@@ -154,12 +170,16 @@ class MemoryBudget:
     ) -> Iterator[tuple[list[int], R]]:
         """Call `work` on groups of similar size; split a group in half if it runs out of memory.
 
+        With several processes, each calls `work` on its share of the items and all receive all results; they must all make the
+        same call. Side effects of `work`, such as gradients, cover the own share only.
+
         Args:
             phase: type of work; free memory is measured again when the phase changes.
             sizes: size of each item in the phase's unit: padded tokens, or 1 for a row.
             limit: maximum units per group, including padding (a group has at least one item).
             work: function of the indices of a group. It may fail midway and be called again with fewer items, so it must have
-                no side effects before it succeeds, or remember which items it has finished.
+                no side effects before it succeeds, or remember which items it has finished. With several processes its
+                result is pickled.
             prompts: optional number of the prompt of each item; items with the same prompt stay next to each other, because
                 they share its pass. Default: items are ordered by size alone.
             turns: how many times the limit a group may have, if `work` has no more than `within(phase, limit)` in memory at a
@@ -170,7 +190,38 @@ class MemoryBudget:
 
         Raises:
             MemoryLimitError: a single item does not fit.
+            ProcessGroupError: another process made another call.
         """
+        if not sizes:
+            return
+        if self.processes.size == 1:
+            yield from self._own_groups(phase, sizes, limit, work, prompts, turns)
+            return
+        mine = shares(_order(sizes, prompts), sizes, self.processes.size)[self.processes.rank]
+        own_prompts = None if prompts is None else [prompts[i] for i in mine]
+        found, failed = None, None
+        try:
+            groups = self._own_groups(
+                phase, [sizes[i] for i in mine], limit, lambda group: work([mine[i] for i in group]), own_prompts, turns
+            )
+            found = [([mine[i] for i in group], result) for group, result in groups]
+        except Exception as error:  # raised again below, in all processes
+            failed = error
+        name = f"{phase.value} of {len(sizes)} items, {sum(sizes)} {phase.unit}"
+        everything = [pair for of_process in gather_outcomes(self.processes, name, found, failed) for pair in of_process]
+        refuse_gaps(name, [i for group, _ in everything for i in group], len(sizes))
+        yield from everything
+
+    def _own_groups(
+        self,
+        phase: Phase,
+        sizes: Sequence[int],
+        limit: int,
+        work: Callable[[list[int]], R],
+        prompts: Sequence[int] | None,
+        turns: int,
+    ) -> Iterator[tuple[list[int], R]]:
+        """Yield the groups of the items of this process; see `in_groups`."""
         if not sizes:
             return
         gauge, start = self._gauges[phase], 0
@@ -309,8 +360,8 @@ class MemoryBudget:
         self._events[key] = (
             MemoryEvent(*key, free) if seen is None else replace(seen, free_bytes=free, times=seen.times + 1)
         )  # fmt: skip
-        if seen is None and self.tell is not None and kind is not EventKind.GROWN:
-            self.tell(f"{phase.value}: {_REASONS[kind]}; continuing with {after} {phase.unit} at a time instead of {before}")
+        if seen is None and self.notify is not None and kind is not EventKind.GROWN:
+            self.notify(f"{phase.value}: {_REASONS[kind]}; continuing with {after} {phase.unit} at a time instead of {before}")
 
     def _too_big(self, phase: Phase, units: int, peak: int | None = None) -> MemoryLimitError:
         what, advice = _SMALLEST[phase]

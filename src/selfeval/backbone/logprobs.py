@@ -18,6 +18,9 @@ These are summed in the forward, over the same tiles: the backward only multipli
 is multiplied twice for one output, as in the plain version (recomputing the logits would make it three). The tensors
 saved for the backward pass are `[N, D]` per differentiated output, in the precision of the hidden states.
 
+Rows of new tokens that the acting role trains (`new_rows`) get their gradient in the backward pass, from their logits computed
+again: sum over tokens of g (1[v = target] - p_v) s_v h for the row of v, with the gradient g of the log-prob.
+
 Shapes: B sequences, R reply tokens, N tokens that count, C tokens of a chunk, D hidden, V vocabulary, S a slice of it.
 """
 
@@ -99,7 +102,8 @@ def token_logprobs(
             small. Outputs, what is kept for the backward, and one row of a head that cannot be sliced may come on top.
 
     Raises:
-        ValueError: `gradient` names an output that is not asked for, or a temperature that is not above 0.
+        ValueError: `gradient` names an output that is not asked for, or another one than log-probs for a role that trains rows
+            of new tokens; or a temperature is not above 0.
     """
     asked: tuple[Measure, ...] = ("logprobs", *(("entropy",) if entropy else ()), *(("kl",) if other_BRD is not None else ()))
     if not set(gradient) <= set(asked):
@@ -112,10 +116,14 @@ def token_logprobs(
     # Compute only the tokens that count; `padded` puts them back in place.
     rows_N = mask_BR.reshape(-1).nonzero()[:, 0]
     targets_N = targets_BR.reshape(-1)[rows_N]
-    budget = chunk_bytes or tile_bytes(backbone.output_head.device or hidden_BRD.device.type)
-    job = _Job(backbone.output_head, rows_N, targets_N, temperature, asked, differentiated, budget)
+    head = backbone.output_head
+    budget = chunk_bytes or tile_bytes(head.device or hidden_BRD.device.type)
+    job = _Job(head, rows_N, targets_N, temperature, asked, differentiated, budget)
     other_MD = None if other_BRD is None else other_BRD.detach().flatten(0, -2)
-    found = _Differentiated.apply(hidden_BRD.flatten(0, -2), other_MD, job)  # type: ignore[no-untyped-call]
+    new_ED = None if head.rows_added is None else head.rows_added.weight
+    if new_ED is not None and set(differentiated) - {"logprobs"}:
+        raise ValueError(f"rows of new tokens have gradients of log-probs only, not of {sorted(differentiated)}")
+    found = _Differentiated.apply(hidden_BRD.flatten(0, -2), other_MD, new_ED, job)  # type: ignore[no-untyped-call]
 
     def padded(measure: Measure) -> Tensor | None:
         if measure not in asked:
@@ -150,10 +158,11 @@ class _Differentiated(torch.autograd.Function):
     """The outputs of a job; their gradients are made along with them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, other_MD: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, hidden_MD: Tensor, other_MD: Tensor | None, new_ED: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         count, width = len(job.rows_N), hidden_MD.shape[1]
         values = [hidden_MD.new_empty(count, dtype=torch.float32) for _ in job.asked]
         gradients = [hidden_MD.new_empty(count, width) for _ in job.differentiated]
+        log_totals_N = None if new_ED is None else hidden_MD.new_empty(count, dtype=torch.float32)
         # Outer loop: chunks of tokens. Inner loop: slices of the vocabulary, which are summed up and not kept.
         chunk, step = _tile(job, hidden_MD)
         on_shapes = hidden_MD.is_meta
@@ -164,7 +173,11 @@ class _Differentiated(torch.autograd.Function):
                 sums.add(columns)
             for into, found in zip([*values, *gradients], chain(*sums.results()), strict=True):
                 into[part] = found
+            if log_totals_N is not None:
+                log_totals_N[part] = sums.log_total()
         ctx.save_for_backward(job.rows_N, *gradients)
+        # Only rows of new tokens need more: the hidden states, which the rest of the graph holds anyway.
+        ctx.new = (job, hidden_MD.detach(), log_totals_N) if new_ED is not None and ctx.needs_input_grad[2] else None
         ctx.positions = [job.asked.index(m) for m in job.differentiated]
         ctx.shape = hidden_MD.shape
         # Outputs that the loss does not use come back as None instead of zeros.
@@ -174,7 +187,7 @@ class _Differentiated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, None, Tensor | None, None]:
         rows_N, *gradients = ctx.saved_tensors
         total_ND: Tensor | None = None
         for position, gradient_ND in zip(ctx.positions, gradients, strict=True):
@@ -183,10 +196,38 @@ class _Differentiated(torch.autograd.Function):
                 # out= keeps the product in the precision of the hidden states; with the fp32 factor it would become fp32.
                 part_ND = torch.mul(gradient_ND, above_N[:, None], out=torch.empty_like(gradient_ND))
                 total_ND = part_ND if total_ND is None else total_ND.add_(part_ND)
+        above_N = None if ctx.new is None else above[ctx.new[0].asked.index("logprobs")]
+        new_ED = None if above_N is None else _new_rows_gradient(ctx.new, above_N)
         # If every token counts, rows_N is 0, 1, 2, ... and there is nothing to scatter.
-        if total_ND is None or len(rows_N) == ctx.shape[0]:
-            return total_ND, None, None
-        return total_ND.new_zeros(ctx.shape).index_copy_(0, rows_N, total_ND), None, None
+        if total_ND is not None and len(rows_N) != ctx.shape[0]:
+            total_ND = total_ND.new_zeros(ctx.shape).index_copy_(0, rows_N, total_ND)
+        return total_ND, None, new_ED, None
+
+
+def _new_rows_gradient(saved: tuple[_Job, Tensor, Tensor], above_N: Tensor) -> Tensor:
+    """Return the gradient `[E, D]` of the rows of new tokens, given that of the log-probs."""
+    job, hidden_MD, log_totals_N = saved
+    head, rows = job.head, job.head.rows_added
+    assert rows is not None
+    gradient_ED = torch.zeros_like(rows.weight, dtype=torch.float32)
+    # Of a layer that cannot be sliced all outputs are computed.
+    columns = slice(rows.first, rows.stop) if head.can_be_sliced else slice(0, head.vocabulary)
+    where, _ = rows.within(columns)
+    # Three temporaries of a chunk in fp32.
+    chunk = max(1, min(_tile(job, hidden_MD)[0], job.budget // (12 * len(rows.weight))))
+    for part in slices(len(above_N), chunk, on_shapes=hidden_MD.is_meta):
+        hidden_CD = hidden_MD[job.rows_N[part]]
+        logits_CE = head.finish_(head.part(hidden_CD, columns, pull=False)[0])[:, where]
+        slope_CE = head.slope(logits_CE)
+        pull_CE = logits_CE.div(job.temperature).sub_(log_totals_N[part, None]).exp_().neg_()
+        local_C = job.targets_N[part] - rows.first
+        is_new_C = (local_C >= 0) & (local_C < pull_CE.shape[1])
+        pull_CE.scatter_add_(1, local_C.where(is_new_C, torch.zeros_like(local_C))[:, None], is_new_C[:, None].float())
+        pull_CE.mul_(above_N[part, None] * (head.scale / job.temperature))
+        if slope_CE is not None:
+            pull_CE.mul_(slope_CE)
+        gradient_ED += pull_CE.T.to(gradient_ED.device) @ hidden_CD.to(gradient_ED)
+    return gradient_ED
 
 
 def slices(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
@@ -315,6 +356,10 @@ class _Sums:
                 sums["entropy"].addcmul_(step_C1, sums["logprobs"])
             for sum_ in sums.values():
                 sum_.mul_(factor_C1)
+
+    def log_total(self) -> Tensor:
+        """Return log sum_v exp(z_v) of each token `[C]`."""
+        return (self.max_C1 + (self.plain["logprobs"] + (self.target_z_C1 - self.max_C1).exp()).log())[:, 0]
 
     def results(self) -> tuple[list[Tensor], list[Tensor]]:
         """Values `[C]` of what was asked, gradients `[C, D]` of what is differentiated, in their orders."""

@@ -25,14 +25,14 @@ class LossScale:
     """The factor of the loss: halved when a gradient overflows, doubled after a while without.
 
     Args:
-        tell: callback that receives a message each time the scale reaches a new minimum.
+        notify: callback that receives a message each time the scale reaches a new minimum.
 
     Attributes:
         value: a power of two, at least 1.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.value, self._well, self._lowest, self._tell = _FIRST, 0, _FIRST, tell
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self.value, self._well, self._lowest, self._notify = _FIRST, 0, _FIRST, notify
 
     def halve(self) -> bool:
         """Halve the scale after an overflow; return False if it is already 1, because scaling was then not the cause."""
@@ -41,7 +41,7 @@ class LossScale:
         self.value, self._well = self.value / 2, 0
         if self.value < self._lowest:
             self._lowest = self.value
-            self._tell(f"gradients overflowed fp16 at a loss scale of {2 * self.value:.0f}; continuing with {self.value:.0f}")
+            self._notify(f"gradients overflowed fp16 at a loss scale of {2 * self.value:.0f}; continuing with {self.value:.0f}")
         return True
 
     def went_well(self) -> None:

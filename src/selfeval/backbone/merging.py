@@ -5,8 +5,8 @@ live base and shares no tensor with it, so that a merge can never change what th
 
 Known failures elsewhere, and the checks against them: a scalar head that is lost or reinitialised (every weight of the
 classifier is taken from the role or refused); a head read at the wrong token, because padding and end of sequence are one
-id (the classifier gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied:
-no role adapts them).
+id (the classifier gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied: no
+role adapts them, and rows of new tokens are the same in both).
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None,
     if role not in (BASE, *backbone.roles.names):
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles.names)}')
     names = [name for name in merged.state_dict() if name not in skip]
-    weights = {name: _laid_out(_merged_weight(backbone.model, name, role, dtype), merged, name, backbone) for name in names}
+    weights = {name: _laid_out(_merged_weight(backbone, name, role, dtype), merged, name, backbone) for name in names}
     # assign=True replaces the meta tensors, which unties tied weights until tie_weights. strict=False allows for `skip`.
     merged.load_state_dict(weights, strict=False, assign=True)
     merged.tie_weights()
@@ -199,9 +199,9 @@ def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Ten
 
 
 @torch.no_grad()
-def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -> Tensor:
+def _merged_weight(backbone: Backbone, name: str, role: str, dtype: torch.dtype | None) -> Tensor:
     """Return a weight or buffer of the live base with the role's update applied, as a separate CPU tensor."""
-    path, _, leaf = name.rpartition(".")
+    live, (path, _, leaf) = backbone.model, name.rpartition(".")
     try:
         module = live.get_submodule(path)
         base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -215,12 +215,25 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     stored = weight.dtype
     if type(weight).__name__ in _QUANTISED:
         weight, stored = _decoded(base, live.dtype), live.dtype
+    weight = _with_new_rows(backbone, module, leaf, role, weight)
     update = _update(module, leaf, role)
     if update is not None:
         weight = weight.float() + update.to(weight.device)
     wanted = (dtype or stored) if weight.is_floating_point() else weight.dtype
     # copy=True, because a weight on the CPU in the wanted precision would otherwise be shared with the base.
     return weight.detach().to("cpu", wanted, copy=True).contiguous()
+
+
+def _with_new_rows(backbone: Backbone, module: Any, leaf: str, role: str, weight: Tensor) -> Tensor:
+    """Add what the role learnt about new tokens to the rows of the embedding or of the output layer."""
+    rows = backbone.roles.rows.get(role)
+    if rows is None or leaf != "weight":
+        return weight
+    is_input = module is backbone.model.get_input_embeddings()
+    if not is_input and module is not backbone.model.get_output_embeddings():
+        return weight
+    added = (rows.input if is_input else rows.head.weight).detach().to(weight.device)
+    return torch.cat([weight[: rows.first], weight[rows.first :][: len(added)].float() + added, weight[rows.head.stop :]])
 
 
 def _update(module: Any, leaf: str, role: str) -> Tensor | None:

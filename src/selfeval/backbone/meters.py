@@ -173,7 +173,7 @@ def cap_gpus(budget: int) -> None:
 class _PeakSinceRestart:
     """Highest resident memory of a stretch of work: the larger of two readings.
 
-    The system's high-water mark is exact, but tells nothing unless the work raised it, and it is never reset: it belongs to
+    The system's high-water mark is exact, but says nothing unless the work raised it, and it is never reset: it belongs to
     everyone who measures this process. A thread that samples the resident memory every few milliseconds sees lower peaks.
     """
 
@@ -231,7 +231,7 @@ def return_freed_memory() -> None:
 
     By default it raises the size from which blocks are returned up to 32 MiB, and retains what training freed: for a base of
     400 MB, half as much again as was alive. Returning every block costs a quarter to a third of all CPU time, because its pages
-    are mapped and cleared anew each time, so this is for a process that is short of memory.
+    are mapped and cleared again each time, so this is for a process that is short of memory.
     """
     with contextlib.suppress(OSError, AttributeError):
         # Setting the threshold at all also stops glibc from raising it by itself.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfeval.backbone.families.logits import logit_cap, logit_scale
+from selfeval.backbone.new_rows import HeadRows
 
 __all__ = ["OutputHead"]
 
@@ -28,6 +29,7 @@ class OutputHead:
         cap: bound of the soft cap (Gemma 2), None for most.
         device: optional device type to compute for. Default: that of the hidden states; the planner sets that of the device
             that it plans for.
+        rows_added: optional rows that the acting role adds to those of new tokens.
     """
 
     module: nn.Module
@@ -35,13 +37,14 @@ class OutputHead:
     scale: float = 1.0
     cap: float | None = None
     device: str | None = None
+    rows_added: HeadRows | None = None
 
     @classmethod
-    def of(cls, model: Any) -> OutputHead:
-        """The output layer of a Hugging Face model."""
+    def of(cls, model: Any, rows: HeadRows | None = None) -> OutputHead:
+        """The output layer of a Hugging Face model, with the rows that a role adds."""
         module = model.get_output_embeddings()
         vocabulary = getattr(module, "out_features", None) or model.config.get_text_config().vocab_size
-        return cls(module, int(vocabulary), logit_scale(model.config), logit_cap(model.config))
+        return cls(module, int(vocabulary), logit_scale(model.config), logit_cap(model.config), rows_added=rows)
 
     @property
     def can_be_sliced(self) -> bool:
@@ -57,7 +60,10 @@ class OutputHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]` -> `[..., V]`."""
-        logits: Tensor = self.module(self._as_taken(hidden)).float() * self.scale
+        raw: Tensor = self.module(self._as_taken(hidden)).float()
+        if self.rows_added is not None:
+            raw = self._with_rows(raw, hidden, slice(0, self.vocabulary), self.rows_added)
+        logits = raw * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def _as_taken(self, hidden: Tensor) -> Tensor:
@@ -83,6 +89,28 @@ class OutputHead:
             columns: of the vocabulary; all of it unless the head can be sliced.
             pull: whether the map will be called.
         """
+        raw, pulled = self._base_part(hidden_ND, columns, pull=pull)
+        if (rows := self.rows_added) is None:
+            return raw, pulled
+        where, weight_SD = rows.within(columns)
+        if not len(weight_SD):
+            return raw, pulled
+
+        def pulled_with_rows(gradient_NS: Tensor) -> Tensor:
+            base_ND = pulled(gradient_NS)
+            return base_ND + (gradient_NS[:, where].float() @ weight_SD.detach()).to(base_ND)
+
+        return self._with_rows(raw, hidden_ND, columns, rows), pulled_with_rows
+
+    def _with_rows(self, raw: Tensor, hidden: Tensor, columns: slice, rows: HeadRows) -> Tensor:
+        """Add the logits of a role's rows, in fp32, to raw outputs `[..., S]` for some columns."""
+        where, weight = rows.within(columns)
+        added = hidden.to(weight.device).float() @ weight.T
+        padded = nn.functional.pad(added, (where.start, raw.shape[-1] - where.stop))
+        return (raw.float() + padded.to(raw.device)).to(raw.dtype)
+
+    def _base_part(self, hidden_ND: Tensor, columns: slice, *, pull: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the outputs of the frozen layer for `part`."""
         if self.can_be_sliced:
             weight, bias = self.module.weight[columns], self.module.bias  # type: ignore[index]
             raw = nn.functional.linear(self._as_taken(hidden_ND), weight, None if bias is None else bias[columns])  # type: ignore[index]
@@ -101,8 +129,14 @@ class OutputHead:
 
     def rows(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         """The weights of one token per row, `[N, D]`: the gradient of its raw logit."""
+        base_ND = self._base_rows(hidden_ND, tokens_N)
+        if self.rows_added is None:
+            return base_ND
+        return base_ND.float() + self.rows_added.of(tokens_N.to(self.rows_added.weight.device)).to(base_ND.device)
+
+    def _base_rows(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         if self.can_be_sliced:
             return self.module.weight[tokens_N]  # type: ignore[index]
         # The gradient of a one-hot vector of logits is a row of the weights.
-        raw, pull = self.part(hidden_ND, slice(0, self.vocabulary), pull=True)
+        raw, pull = self._base_part(hidden_ND, slice(0, self.vocabulary), pull=True)
         return pull(torch.zeros_like(raw).scatter_(1, tokens_N[:, None], 1.0))

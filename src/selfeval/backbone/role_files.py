@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -19,11 +20,13 @@ from selfeval.texts import shortened
 
 __all__ = ["load_role", "pooling_of", "save_role", "seal_role"]
 
-_SEALED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
+_SEALED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors", "rows.safetensors")
 
 
 def save_role(backbone: Backbone, role: str, folder: Path) -> None:
-    """Save the role in PEFT's layout, with `head.safetensors` if it has a head, and record its base model.
+    """Save the role in PEFT's layout, and record its base model.
+
+    A head is saved as `head.safetensors`, rows of new tokens as `rows.safetensors`, the number of the first token in its name.
 
     Raises:
         RoleError: there is no such role, or it has no adapter.
@@ -38,6 +41,11 @@ def save_role(backbone: Backbone, role: str, folder: Path) -> None:
     if role in backbone.roles.heads:
         head = backbone.roles.heads[role].state_dict()
         save_file({name: tensor.cpu() for name, tensor in head.items()}, folder / "head.safetensors")
+    if role in backbone.roles.rows:
+        rows = backbone.roles.rows[role]
+        save_file(
+            {f"{name}.{rows.first}": p.detach().cpu() for name, p in rows.parameters.items()}, folder / "rows.safetensors"
+        )
     seal_role(backbone, role, folder)
 
 
@@ -84,6 +92,27 @@ def _load_weights(backbone: Backbone, role: str, folder: Path) -> None:
     if role in backbone.roles.heads:
         path = folder / "head.safetensors"
         copy_tensors(backbone.roles.heads[role].state_dict(), read_tensors(path, remedy), path, remedy)
+    if (folder / "rows.safetensors").is_file():
+        _load_rows(backbone, role, folder / "rows.safetensors", remedy)
+
+
+def _load_rows(backbone: Backbone, role: str, path: Path, remedy: str) -> None:
+    """Give a role the rows of new tokens in a file.
+
+    Raises:
+        RunFolderError: the file does not have the rows of this base.
+    """
+    saved = read_tensors(path, remedy)
+    name = next((name for name in saved if re.fullmatch(r"rows\.input\.\d{1,9}", name)), None)
+    if name is None:
+        raise RunFolderError(f"{path} has no rows of new tokens; {remedy}")
+    first = int(name.rpartition(".")[2])
+    try:
+        backbone.roles.add_rows(role, first, len(saved[name]))
+    except ValueError as error:
+        raise RunFolderError(f"{path} does not fit the base: {error}; {remedy}") from error
+    wanted = {f"{key}.{first}": p.detach() for key, p in backbone.roles.rows[role].parameters.items()}
+    copy_tensors(wanted, saved, path, remedy)
 
 
 def _named_as_saved(backbone: Backbone, role: str) -> dict[str, nn.Parameter]:
@@ -201,8 +230,9 @@ def _check_role(folder: Path) -> dict[str, Any]:
     files = origin["files"] if isinstance(origin["files"], dict) else {}
     if not {"adapter_config.json", "adapter_model.safetensors"} <= files.keys():
         raise RunFolderError(f"{folder / 'role.json'} is damaged (it does not list the role's files); {remedy}")
-    if (folder / "head.safetensors").exists() and "head.safetensors" not in files:
-        raise RunFolderError(f"{folder / 'head.safetensors'} is not among the files in role.json; {remedy}")
+    for name in ("head.safetensors", "rows.safetensors"):
+        if (folder / name).exists() and name not in files:
+            raise RunFolderError(f"{folder / name} is not among the files in role.json; {remedy}")
     for name, written in files.items():
         if not stays_inside(name):
             raise RunFolderError(f"{folder / 'role.json'} is damaged (it lists {name!r}, not a file of the role); {remedy}")

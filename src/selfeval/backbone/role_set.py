@@ -10,13 +10,14 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from selfeval.backbone.adapters import BASE, AdapterStack, remove_adapters
 from selfeval.backbone.depth import check_depth, first_layers
 from selfeval.backbone.families.adapters import ALL_LINEAR, adapter_targets
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.loss_scale import LossScale, Origin, mark
+from selfeval.backbone.new_rows import NewRows
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.streaming import stand_in_weights
 from selfeval.config import LoraConfig, Pooling
@@ -53,6 +54,7 @@ class RoleSet:
     ) -> None:
         self.lora = lora
         self.heads: dict[str, nn.Linear] = {}
+        self.rows: dict[str, NewRows] = {}
         self.depths: dict[str, int] = {}
         self.ranks: dict[str, int] = {}
         self.poolings: dict[str, Pooling] = {}
@@ -109,6 +111,8 @@ class RoleSet:
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.names)}')
+        if copy_of in self.rows:
+            raise RoleError(f'role "{role}" cannot copy "{copy_of}", which trains rows of new tokens')
         depth = self.depths.get(copy_of or "") if layer is None else check_depth(self._loaded.model, layer)
         rank = self.ranks.get(copy_of or "") if rank is None else rank
         if depth is not None or rank is not None:
@@ -127,6 +131,44 @@ class RoleSet:
         if copy_of is not None:
             self._copy(copy_of, role)
         self._mark_trainable()
+
+    def add_rows(self, role: str, first: int, count: int) -> None:
+        """Let a role train rows of the embedding and of the output layer, beginning at those of the base.
+
+        Args:
+            role: an existing role without rows.
+            first: token of the first row.
+            count: number of rows, one token each.
+
+        Raises:
+            RoleError: there is no such role, or it has rows already.
+            ValueError: the model has no rows for these tokens.
+        """
+        self.check(role)
+        if role == BASE or role in self.rows:
+            raise RoleError(f'role "{role}" cannot get rows of new tokens: the base is frozen, and a role gets them once')
+        rows = NewRows.of(self._loaded.model, first, count, self._loaded.device)
+        if not self.rows:
+            self._hook = self._loaded.model.get_input_embeddings().register_forward_hook(self._add_rows)  # type: ignore[operator]
+        self.rows[role] = rows
+        self._mark_trainable()
+
+    @property
+    def acting_rows(self) -> NewRows | None:
+        """The rows of the acting role, if it has some.
+
+        Raises:
+            RoleError: the rows of a pass have several roles, and one of them has rows of new tokens.
+        """
+        if not self.rows or (acting := self._stack.acting) is None:
+            return None
+        if acting.runs and any(name in self.rows for name in acting.roles):
+            raise RoleError("a role with rows of new tokens cannot share a forward pass; run one pass per role")
+        return self.rows.get(acting.name)
+
+    def _add_rows(self, embedding: nn.Module, arguments: Any, embedded_BTD: Tensor) -> Tensor:
+        rows = self.acting_rows
+        return embedded_BTD if rows is None else embedded_BTD + rows.embedded(embedding, arguments[0]).to(embedded_BTD)
 
     def add_snapshot(self, role: str, of: str) -> None:
         """Add a frozen snapshot of another role, for example the reference policy of a KL penalty.
@@ -148,6 +190,8 @@ class RoleSet:
         remove_adapters(self._loaded.model, role)
         self._trainable.pop(role, None)
         self.heads.pop(role, None)
+        if self.rows.pop(role, None) is not None and not self.rows:
+            self._hook.remove()
         for settings in (self.depths, self.ranks, self.poolings):
             settings.pop(role, None)
         if self._peft is not None:
@@ -159,12 +203,12 @@ class RoleSet:
 
     def is_bare(self, role: str) -> bool:
         """Whether the role's adapter is still zero, so that a forward pass under it equals one of the base."""
-        return all(not p.any() for n, p in self.parameters(role).items() if ".lora_B." in n)
+        return all(not p.any() for n, p in self.parameters(role).items() if ".lora_B." in n or n.startswith("rows."))
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """Return the role's own weights by name: the adapter and the optional head."""
-        head = self.heads.get(role)
-        named = self.adapter(role)
+        """Return the role's own weights by name: the adapter, and an optional head and rows of new tokens."""
+        head, rows = self.heads.get(role), self.rows.get(role)
+        named = self.adapter(role) | ({} if rows is None else rows.parameters)
         return named if head is None else {**named, **{f"head.{name}": p for name, p in head.named_parameters()}}
 
     def adapter(self, role: str) -> dict[str, nn.Parameter]:

@@ -7,7 +7,7 @@ passes inside its block. No role stays active afterwards: a forward pass outside
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from selfeval.backbone.load import LoadedModel, load_model, pick_device
 from selfeval.backbone.loss_scale import LossScale
 from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for
 from selfeval.backbone.output_head import OutputHead
+from selfeval.backbone.picked_tokens import FEW, MlpAt, agrees_at_picked_tokens, last_mlp
 from selfeval.backbone.reach import unread_layers
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.role_set import RoleSet
@@ -58,7 +59,7 @@ class Backbone:
         self.loaded = loaded
         meter = meter_for((p.device for p in loaded.model.parameters()), memory_budget)
         self.budget = MemoryBudget(meter, pass_tokens=CPU_PASS_TOKENS if loaded.device.type == "cpu" else None)
-        self.loss_scale = LossScale(self._tell) if loaded.model.dtype == torch.float16 else None
+        self.loss_scale = LossScale(self._notify) if loaded.model.dtype == torch.float16 else None
         self.source = source
         self._stack = AdapterStack()
         self.roles = self.role_set(loaded, lora, source, self._stack, self.loss_scale, self._unread_layers)
@@ -71,13 +72,14 @@ class Backbone:
         self._check_logits()
         self._steps_agree: bool | None = None
         self._shares_prefixes: bool | None = None
+        self._picks_tokens: bool | None = None
 
     def _recomputation(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return recomputation(self._stack.checkpoint_contexts(), self.model)
 
-    def _tell(self, sentence: str) -> None:
-        if self.budget.tell is not None:
-            self.budget.tell(sentence)
+    def _notify(self, sentence: str) -> None:
+        if self.budget.notify is not None:
+            self.budget.notify(sentence)
 
     def _fingerprint(self) -> str:
         return base_fingerprint(self.loaded)
@@ -147,6 +149,8 @@ class Backbone:
         )
         source = Path(model).name if Path(model).is_dir() else model
         backbone = cls(loaded, config.lora, source, config.memory_budget)
+        if config.pass_tokens != "auto":
+            backbone.budget.pass_tokens = config.pass_tokens
         if config.checkpointing:
             backbone.recompute_layers()
         return backbone
@@ -158,8 +162,9 @@ class Backbone:
 
     @property
     def output_head(self) -> OutputHead:
-        """The frozen output layer with its family's scale and cap."""
-        return OutputHead.of(self.loaded.model)
+        """The frozen output layer with its family's scale and cap, and the rows that the acting role adds for new tokens."""
+        rows = self.roles.acting_rows
+        return OutputHead.of(self.loaded.model, None if rows is None else rows.head)
 
     @property
     def base_name(self) -> str:
@@ -236,6 +241,19 @@ class Backbone:
             arguments["position_ids"] = (attention_BT.long().cumsum(-1) - 1).clamp_min(0)
         return self._body(**arguments)
 
+    def hidden_at(self, ids_BT: Tensor, attention_BT: Tensor, rows_S: Tensor, places_S: Tensor) -> Tensor:
+        """Compute the last hidden states `[S, D]` at some tokens of right-padded sequences under the acting role.
+
+        Args:
+            ids_BT, attention_BT: as of `hidden`.
+            rows_S: row of each token.
+            places_S: index of each token in its row.
+        """
+        flat_S = rows_S * ids_BT.shape[1] + places_S
+        with self._only_at(flat_S, ids_BT.numel()):
+            hidden_BTD = self.hidden(ids_BT, attention_BT)
+        return hidden_BTD.flatten(0, 1).index_select(0, flat_S)
+
     def packed_hidden(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Compute the last hidden states `[B, T, D]` of rows of several documents under the acting role.
 
@@ -273,6 +291,28 @@ class Backbone:
         with LayoutBlock(self.model, layout):
             return self._body(input_ids=layout.ids_1N, position_ids=layout.positions_1N)[0]
 
+    def layout_hidden_at(self, layout: PrefixLayout, places_S: Tensor) -> Tensor:
+        """Compute the last hidden states `[S, D]` at some tokens of a layout; see `layout_hidden`."""
+        with self._only_at(places_S, layout.ids_1N.numel()):
+            return self.layout_hidden(layout).index_select(0, places_S)
+
+    def _only_at(self, places_S: Tensor, tokens: int) -> AbstractContextManager[Any]:
+        """Return the context of a pass of which only the states at these tokens are read."""
+        # A pass with gradients may recompute the layer when the context is closed.
+        is_plain = not torch.is_grad_enabled() and not (self._stack.acting and self._stack.acting.runs)
+        if not is_plain or len(places_S) > FEW * tokens or not self.picks_tokens:
+            return nullcontext()
+        module = last_mlp(self.loaded.model, self._depth)
+        assert module is not None, "it was found for the measurement"
+        return MlpAt(module, places_S)
+
+    @property
+    def picks_tokens(self) -> bool:
+        """Whether the last MLP can be computed at some tokens only (`selfeval.backbone.picked_tokens`), measured once."""
+        if self._picks_tokens is None:
+            self._picks_tokens = agrees_at_picked_tokens(self)
+        return self._picks_tokens
+
     def check_layer(self, layer: int) -> None:
         """Check with a short pass that a role can read this layer.
 
@@ -295,9 +335,10 @@ class Backbone:
     def decode_step(self) -> DecodeStep | None:
         """Return a faster pass over one new token per row, or None if this model has its own pass only.
 
-        Made anew for each batch, because adding a role replaces modules.
+        Made again for each batch, because adding a role replaces modules.
         """
-        if self._steps_agree is False or not DecodeStep.fits(self.loaded, self._stack):
+        # It knows nothing of rows of new tokens.
+        if self._steps_agree is False or self.roles.rows or not DecodeStep.fits(self.loaded, self._stack):
             return None
         try:
             step = DecodeStep(self.loaded, self._stack)

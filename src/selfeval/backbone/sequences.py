@@ -172,8 +172,8 @@ def states_at(backbone: Backbone, batch: Sequences, rows_S: Tensor, tokens_S: Te
     """
     layout = _layout(backbone, batch, last=True)
     if layout is not None:
-        return backbone.layout_hidden(layout)[layout.replies_BR[rows_S, tokens_S]]
-    return backbone.hidden(batch.ids_BT, batch.attention_BT)[rows_S, batch.prompt_lengths_B[rows_S] + tokens_S]
+        return backbone.layout_hidden_at(layout, layout.replies_BR[rows_S, tokens_S])
+    return backbone.hidden_at(batch.ids_BT, batch.attention_BT, rows_S, batch.prompt_lengths_B[rows_S] + tokens_S)
 
 
 def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
@@ -184,12 +184,12 @@ def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
     layout = _layout(backbone, batch, last=True)
     if layout is not None:
         return _layout_scores(backbone, role, batch, layout)
-    hidden_BTD = backbone.hidden(batch.ids_BT, batch.attention_BT)
     if backbone.roles.poolings.get(role) == "mean":
-        return _mean_scores(backbone.score(role, hidden_BTD), batch)
+        return _mean_scores(backbone.score(role, backbone.hidden(batch.ids_BT, batch.attention_BT)), batch)
     # Right-padded, so the number of real tokens is one more than the last one's position.
     last_B = batch.attention_BT.sum(-1) - 1
-    return backbone.score(role, hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+    rows_B = torch.arange(len(last_B), device=last_B.device)
+    return backbone.score(role, backbone.hidden_at(batch.ids_BT, batch.attention_BT, rows_B, last_B))
 
 
 def _layout(backbone: Backbone, batch: Sequences, *, last: bool) -> PrefixLayout | None:
@@ -201,12 +201,12 @@ def _layout(backbone: Backbone, batch: Sequences, *, last: bool) -> PrefixLayout
 
 def _layout_scores(backbone: Backbone, role: str, batch: Sequences, layout: PrefixLayout) -> Tensor:
     """Return the scores `[B]` of a batch from its layout."""
-    hidden_ND, lengths_B = backbone.layout_hidden(layout), batch.mask_BR.sum(-1)
+    lengths_B = batch.mask_BR.sum(-1)
     if backbone.roles.poolings.get(role) == "mean":
-        scores_BR = backbone.score(role, hidden_ND)[layout.replies_BR]
+        scores_BR = backbone.score(role, backbone.layout_hidden(layout))[layout.replies_BR]
         return zero_padding(scores_BR, batch.mask_BR[:, : scores_BR.shape[1]]).sum(-1) / lengths_B
     last_B = layout.replies_BR.gather(1, lengths_B[:, None] - 1)[:, 0]
-    return backbone.score(role, hidden_ND.index_select(0, last_B))
+    return backbone.score(role, backbone.layout_hidden_at(layout, last_B))
 
 
 def _mean_scores(scores_BT: Tensor, batch: Sequences) -> Tensor:
@@ -223,16 +223,31 @@ def reply_logprobs(
     replies: Sequence[Sequence[int]],
     *,
     batch_tokens: int,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
 ) -> list[tuple[float, ...]]:
-    """Log-probs at `temperature` of every reply token under the acting role, in nats, in the order given."""
+    """Log-probs at `temperature` of every reply token under the acting role, in nats, in the order given.
+
+    Args:
+        backbone: backbone with an acting role.
+        prompts: one per reply.
+        replies: token ids of the replies.
+        batch_tokens: maximum tokens of a micro-batch.
+        temperature: Optional. Temperature of all replies, or of each, > 0. Default: 1.
+    """
+    temperatures = [temperature] * len(replies) if isinstance(temperature, int | float) else temperature
 
     def logprobs(group: list[int]) -> list[list[float]]:
         batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
-        hidden_BRD = reply_hidden(backbone, batch)
-        found = token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature)
-        rows: list[list[float]] = found.logprobs.tolist()
-        return rows
+        hidden_BRD, found = reply_hidden(backbone, batch), dict[int, list[float]]()
+        same: dict[float, list[int]] = {}
+        for row, i in enumerate(group):
+            same.setdefault(temperatures[i], []).append(row)
+        for each, rows in same.items():
+            # Not copied if all have the same.
+            of = slice(None) if len(same) == 1 else rows
+            part = token_logprobs(backbone, hidden_BRD[of], batch.reply_BR[of], batch.mask_BR[of], temperature=each)
+            found.update(zip(rows, part.logprobs.tolist(), strict=True))
+        return [found[row] for row in range(len(group))]
 
     backbone.refuse_mixed_rows("scoring in groups of similar length")
     found: dict[int, tuple[float, ...]] = {}

@@ -23,24 +23,50 @@ __all__ = ["cpu_threads", "is_set_by_user", "pick_threads", "usable_cores"]
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables with which users set the number of threads of torch."""
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_GROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _TIMES, _STEPS = 4, 8
 _GAIN = 0.8
 """Fewer threads must take at most this share of the time of more: threads save more in large models than in this work."""
 
 
-def usable_cores(quota: Path = _QUOTA) -> int:
-    """Return the number of cores that this process may use: its affinity, and the CPU quota of its control group.
+def usable_cores(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Return the number of cores that this process may use: its affinity, and the CPU quotas of its control groups.
 
     Args:
-        quota: the file `cpu.max` of the control group (cgroup v2).
+        groups: root of the control groups, of version 1 or 2.
+        membership: file with the control groups of this process.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in _group_folders(groups, membership) if (quota := _quota(folder)) is not None]
+    return max(1, min(affinity, *map(math.ceil, quotas))) if quotas else affinity
+
+
+def _group_folders(groups: Path, membership: Path) -> Iterator[Path]:
+    """Yield the folders with the quotas of this process: of its control group, and of those around it."""
     try:
-        allowed, period = quota.read_text(encoding="ascii").split()
-        return affinity if allowed == "max" else max(1, min(affinity, math.ceil(int(allowed) / int(period))))
-    except (OSError, ValueError):  # no control group, or its first version
-        return affinity
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        # Version 2 has no names here; version 1 has a tree for each controller.
+        if not controllers or "cpu" in controllers.split(","):
+            root = groups / "cpu" if controllers else groups
+            inner = root / path.lstrip("/")
+            yield from (inner, *(folder for folder in inner.parents if folder.is_relative_to(root)))
+    # In a container, its control group may be the root although the file names that of the host.
+    yield from (groups, groups / "cpu")
+
+
+def _quota(folder: Path) -> float | None:
+    """Return the cores that a control group may use, or None without a limit."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            allowed, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+            return None if allowed in ("max", "-1") else int(allowed) / int(period)
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def is_set_by_user() -> bool:

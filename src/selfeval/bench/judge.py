@@ -80,7 +80,7 @@ def bench_judge(
     reply_tokens: int = 64,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seed: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    report_progress: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
     """Measure verdicts and scores.
 
@@ -90,7 +90,7 @@ def bench_judge(
         prompt_tokens, reply_tokens: mean lengths of a question and of a reply.
         batch_sizes: batch sizes of Hugging Face.
         seed: seed of the texts.
-        tell: called with the current step. Default: does nothing.
+        report_progress: called with the current step. Default: does nothing.
 
     Raises:
         ConfigError: a size is too small, or the texts exceed the model's context.
@@ -99,15 +99,15 @@ def bench_judge(
     for option, value in (*counts, ("--reply-tokens", reply_tokens), *(("--batch-size", size) for size in batch_sizes)):
         check_count(option, value)
     config, trusted = bench_config(options, *_SETTINGS), options.trust_remote_code
-    tell(f"loading {config.model}")
+    report_progress(f"loading {config.model}")
     backbone = load_backbone(config, trust_remote_code=trusted)
     with own_threads(options):
         plain = load_causal(config, backbone, trust_remote_code=trusted)
         pairs = _pairs(backbone.loaded.tokenizer, requests, prompt_tokens, reply_tokens, seed)
         bench = _Verdicts(config, backbone, pairs)
-        verdicts, checks = bench.run(plain, batch_sizes, options.rounds, tell)
+        verdicts, checks = bench.run(plain, batch_sizes, options.rounds, report_progress)
         scoring = _Scores(config, backbone, requests, prompt_tokens, reply_tokens, seed)
-        scores, more = scoring.run(bare_copy(plain), batch_sizes, options, tell)
+        scores, more = scoring.run(bare_copy(plain), batch_sizes, options, report_progress)
         sizes = {"pairs": requests, "seed": seed, "judge_prompt_tokens": bench.tokens, **scoring.sizes}
         return BenchResult.of("judge", backbone, sizes, [verdicts, scores], checks | more)
 
@@ -155,7 +155,7 @@ class _Verdicts:
             )
 
     def run(
-        self, plain: Any, batch_sizes: Sequence[int], rounds: int, tell: Callable[[str], None]
+        self, plain: Any, batch_sizes: Sequence[int], rounds: int, report_progress: Callable[[str], None]
     ) -> tuple[Comparison, dict[str, Any]]:
         """Return the times of all sides, and the largest difference of their probabilities."""
         device = self.backbone.loaded.device
@@ -181,7 +181,7 @@ class _Verdicts:
             ),
             *limit_sides(PlainPasses(plain, self.tokens, self.width, 2 * len(self.pairs))),
         ]
-        times = take_turns(sides, rounds, lambda text: tell(f"verdicts, {text}"))
+        times = take_turns(sides, rounds, lambda text: report_progress(f"verdicts, {text}"))
         table = Comparison("verdicts in both orders", "pairs", len(self.pairs), measure_on(device), times)
         differences = {f"with_{name}": _difference(found["ours"], found[name]) for name in ways}
         return table, {"verdicts": {"pairs": len(found["ours"]), "largest_difference": differences}}
@@ -243,7 +243,7 @@ class _Scores:
         add_random_role(backbone, EVALUATOR, head=True)
 
     def run(
-        self, bare: Any, batch_sizes: Sequence[int], options: BenchOptions, tell: Callable[[str], None]
+        self, bare: Any, batch_sizes: Sequence[int], options: BenchOptions, report_progress: Callable[[str], None]
     ) -> tuple[Comparison, dict[str, Any]]:
         """Return the times of all sides, and the largest difference of their scores."""
         device, found = self.backbone.loaded.device, dict[str, list[float]]()
@@ -267,7 +267,7 @@ class _Scores:
             ),
             *limit_sides(passes),
         ]
-        times = take_turns(sides, options.rounds, lambda text: tell(f"scores, {text}"))
+        times = take_turns(sides, options.rounds, lambda text: report_progress(f"scores, {text}"))
         table = Comparison("evaluator scores", "pairs", self.count, measure_on(device), times)
         # A family without a class for sequence classification has no other side.
         difference = _difference(found["ours"], found["hugging_face"]) if has_peer else None

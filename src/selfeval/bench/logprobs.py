@@ -40,7 +40,7 @@ def bench_logprobs(
     reply_tokens: int = 64,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seed: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    report_progress: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
     """Measure the log-probs of the tokens of given replies.
 
@@ -51,7 +51,7 @@ def bench_logprobs(
         prompt_tokens, reply_tokens: mean lengths.
         batch_sizes: batch sizes of Hugging Face.
         seed: seed of the texts.
-        tell: called with the current step. Default: does nothing.
+        report_progress: called with the current step. Default: does nothing.
 
     Raises:
         ConfigError: a size is too small, or the texts exceed the model's context.
@@ -60,7 +60,7 @@ def bench_logprobs(
     for size in batch_sizes:
         check_count("--batch-size", size)
     config, trusted = bench_config(options), options.trust_remote_code
-    tell(f"loading {config.model}")
+    report_progress(f"loading {config.model}")
     backbone = load_backbone(config, trust_remote_code=trusted)
     replies = replies_to(
         backbone, requests, min(8, requests) if samples is None else samples, prompt_tokens, reply_tokens, seed
@@ -91,7 +91,7 @@ def bench_logprobs(
         *limit_sides(passes),
     ]
     with own_threads(options):
-        times = take_turns(sides, options.rounds, tell)
+        times = take_turns(sides, options.rounds, report_progress)
         table = Comparison("log-probs of replies", "reply tokens", replies.written, measure_on(device), times)
         pairs = [
             (a, b)

@@ -94,7 +94,7 @@ def bench_memory(
     prompt_tokens: int = 64,
     reply_tokens: int = 64,
     batch_size: int = 32,
-    tell: Callable[[str], None] = lambda text: None,
+    report_progress: Callable[[str], None] = lambda text: None,
 ) -> MemoryResult:
     """Measure memory.
 
@@ -105,7 +105,7 @@ def bench_memory(
         samples: Optional. Replies per question, at least 2. Default: 8, or all if there are fewer requests.
         prompt_tokens, reply_tokens: tokens of each prompt and of each reply.
         batch_size: batch size of Hugging Face; ours are those of a run.
-        tell: called with the current step. Default: does nothing.
+        report_progress: called with the current step. Default: does nothing.
 
     Raises:
         ConfigError: there is no such learner, a size is too small, or the texts exceed the model's context.
@@ -126,14 +126,14 @@ def bench_memory(
     shape = StepShape(requests, samples, prompt_tokens, reply_tokens)
     config = bench_config(options, *_policy_settings(shape, learner))
     facts, precision = _facts(config, shape)
-    tell("measuring an iteration of ours")
+    report_progress("measuring an iteration of ours")
     ours = _in_process(Job("ours", options, shape, learner, batch_size))
     found: dict[str, int] = {}
     works: tuple[Work, ...] = ("rollout", "score")
     for work in works:
-        tell(f"measuring the {work} of Hugging Face")
+        report_progress(f"measuring the {work} of Hugging Face")
         found[work] = _in_process(Job(work, options, shape, learner, batch_size))["peaks"][work]
-    tell("planning")
+    report_progress("planning")
     device = pick_device(options.device)
     planned = _planned(config, facts, precision, shape, device)
     weights = weigh(facts, precision).total

@@ -47,7 +47,7 @@ def bench_rollout(
     reply_tokens: int = 64,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seed: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    report_progress: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
     """Measure sampling.
 
@@ -58,7 +58,7 @@ def bench_rollout(
         prompt_tokens, reply_tokens: mean lengths.
         batch_sizes: batch sizes of Hugging Face.
         seed: seed of the texts.
-        tell: called with the current step. Default: does nothing.
+        report_progress: called with the current step. Default: does nothing.
 
     Raises:
         ConfigError: a size is too small, or the texts exceed the model's context.
@@ -67,7 +67,7 @@ def bench_rollout(
     for size in batch_sizes:
         check_count("--batch-size", size)
     config, trusted = bench_config(options), options.trust_remote_code
-    tell(f"loading {config.model}")
+    report_progress(f"loading {config.model}")
     backbone = load_backbone(config, trust_remote_code=trusted)
     replies = replies_to(
         backbone, requests, min(8, requests) if samples is None else samples, prompt_tokens, reply_tokens, seed
@@ -96,9 +96,9 @@ def bench_rollout(
         *limit_sides(passes),
     ]
     with own_threads(options):
-        tell("comparing greedy replies")
+        report_progress("comparing greedy replies")
         checks = _greedy_check(backbone, peer, replies, rows)
-        times = take_turns(sides, options.rounds, tell)
+        times = take_turns(sides, options.rounds, report_progress)
         table = Comparison("sampling replies", "reply tokens", replies.written, measure_on(device), times)
         checks |= {"reply_tokens": {"wanted": replies.written, **written}}
         return BenchResult.of("rollout", backbone, replies.as_json() | {"seed": seed}, [table], checks)

@@ -95,7 +95,7 @@ class StepShape:
 
 @dataclass
 class Iterations:
-    """What `run_iterations` measured: the time of each iteration but the first, and the metrics of each."""
+    """The measurements of `run_iterations`: the time of each iteration but the first, and the metrics of each."""
 
     seconds: list[Seconds] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -204,7 +204,7 @@ def bench_step(
     samples: int | None = None,
     prompt_tokens: int = 64,
     reply_tokens: int = 64,
-    tell: Callable[[str], None] = lambda text: None,
+    report_progress: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
     """Measure an iteration of policy learning.
 
@@ -214,7 +214,7 @@ def bench_step(
         requests: number of replies.
         samples: Optional. Replies per question, at least 2. Default: 8, or all if there are fewer requests.
         prompt_tokens, reply_tokens: tokens of each prompt and of each reply.
-        tell: called with the current step. Default: does nothing.
+        report_progress: called with the current step. Default: does nothing.
 
     Raises:
         ConfigError: there is no such learner, a size is too small, or the texts exceed the model's context.
@@ -232,7 +232,7 @@ def bench_step(
         check_count(option, value, lowest)
     check_multiple(requests, samples)
     config, trusted = bench_config(options), options.trust_remote_code
-    tell(f"loading {config.model}")
+    report_progress(f"loading {config.model}")
     shared = load_backbone(config, trust_remote_code=trusted)
     _check_context(shared, prompt_tokens + reply_tokens)
     separate = load_backbone(config, trust_remote_code=trusted, kind=SeparateRows)
@@ -254,7 +254,7 @@ def bench_step(
         Side("limit", "plain passes", limit),
     ]
     with own_threads(options):
-        times = take_turns(sides, options.rounds, tell, warm_up=False)
+        times = take_turns(sides, options.rounds, report_progress, warm_up=False)
         units = shape.prompts * shape.reply_tokens
         table = Comparison(f"an iteration of {learner.upper()}", "reply tokens", units, measure_on(device), times)
         workload = {"learner": learner, **vars(shape), "reply_tokens_of_all": units}

@@ -133,21 +133,21 @@ def _wait(device: torch.device) -> None:
 
 
 def take_turns(
-    sides: Sequence[Side], rounds: int, tell: Callable[[str], None] = lambda text: None, *, warm_up: bool = True
+    sides: Sequence[Side], rounds: int, report_progress: Callable[[str], None] = lambda text: None, *, warm_up: bool = True
 ) -> tuple[SideTimes, ...]:
     """Run every side once per round.
 
     Args:
         sides: the sides, in the order of their turns.
         rounds: rounds that count.
-        tell: called with the current step. Default: does nothing.
+        report_progress: called with the current step. Default: does nothing.
         warm_up: whether a first round, which does not count, sets up caches and kernels. Default: True.
     """
     found: list[list[Seconds]] = [[] for _ in sides]
     for number in range(0 if warm_up else 1, rounds + 1):
         for side, seconds in zip(sides, found, strict=True):
             turn = f"round {number} of {rounds}" if number else "warm-up"
-            tell(f"{turn}: {_name(side)}")
+            report_progress(f"{turn}: {_name(side)}")
             spent = side.run()
             if number:
                 seconds.append(spent)

@@ -63,7 +63,7 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a command measured.
+    """The measurements of a command.
 
     Attributes:
         command: name of the measurement.

@@ -18,9 +18,12 @@ from selfeval.cli.benching import bench
 from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
 from selfeval.cli.labelling import label
 from selfeval.cli.libraries import quiet_libraries as _quiet_libraries
+from selfeval.cli.places import RunFolder, for_reading, for_writing, place
+from selfeval.cli.searching import search
 from selfeval.cli.seeding import seeds
 from selfeval.cli.serving import serve
-from selfeval.cli.tuning import check_source, config_and_source, say_tuned
+from selfeval.cli.text_scoring import metrics
+from selfeval.cli.tuning import check_source, config_and_source, say_tuned, with_vocabulary
 from selfeval.cli.viewing import view
 from selfeval.errors import InputError, StorageError
 from selfeval.stages import STAGE_NAMES
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from selfeval.planner.memory_plan import Plan
     from selfeval.planner.stage_times import RunTime
     from selfeval.runs.export import Exported
+    from selfeval.stages.terminal import Terminal
 
 __all__ = ["app", "main"]
 
@@ -47,6 +51,8 @@ app.command()(serve)
 app.command()(view)
 app.command()(label)
 app.command()(seeds)
+app.command()(search)
+app.command()(metrics)
 
 _RESUMES = "Nothing is lost: rerun the same command to resume."
 _NOTHING_CHANGED = "Nothing was changed; the same command starts from the beginning."
@@ -80,7 +86,6 @@ Sure = Annotated[
         help="Confidence threshold; below it the result is `unsure` (default: the threshold from `selfeval label`, or 0.8).",
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder, e.g. runs/embedded.")]
 
 
 @app.command()
@@ -91,7 +96,14 @@ def run(
         Path | None,
         typer.Option(help='Seed questions: JSON lines {"question": "..."}, or plain text with one question per line.'),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder (default: runs/NAME); an existing run is resumed.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=place,
+            help="Run folder, or a URL such as s3://bucket/runs/shop (default: runs/NAME); an existing run is resumed.",
+        ),
+    ] = None,
     until: Annotated[
         str | None,
         typer.Option(
@@ -110,6 +122,19 @@ def run(
             help="Memory limit of this process, e.g. 2GiB. Batches shrink to fit; results are unaffected, except by an "
             "automatically selected precision.",
         ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Compute questions, replies and verdicts, and train, on N workers, each with its own copy of the model: on "
+            "this machine, or on the cluster of --ray. Training depends on N in the last bits of sums, the rest does not.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Use the workers of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT."),
     ] = None,
     trust_remote_code: RemoteCode = False,
     allow_code_execution: CodeExecution = False,
@@ -145,7 +170,7 @@ def run(
 
     selfeval run --set rounds=3
     """
-    with clear_errors(debug, interrupted=_RESUMES) as command:
+    with clear_errors(debug, interrupted=_RESUMES) as command, for_writing(output):
         from selfeval.stages.running import config_to_run
 
         # The folder is known only now; from here on, the log of a bug is written there.
@@ -169,6 +194,8 @@ def run(
             restart=restart,
             force=force,
             verbose=verbose,
+            workers=workers,
+            ray=ray,
         )
 
 
@@ -183,13 +210,18 @@ def _run(
     restart: bool,
     force: bool,
     verbose: bool,
+    workers: int | None,
+    ray: str | None,
 ) -> None:
-    from selfeval.stages.running import execute, stop_at
+    from selfeval.stages.running import execute, stop_at, workers_asked
     from selfeval.stages.terminal import Terminal
 
     stop = None if until is None else stop_at(until, config.rounds)
     _quiet_libraries()
     terminal = Terminal(quiet)
+    asked = workers_asked(workers, ray)
+    if workers is not None and ray is None:
+        _check_memory(config, workers, terminal)
     done = execute(
         config,
         output,
@@ -199,6 +231,7 @@ def _run(
         allow_code_execution=allow_code_execution,
         restart=restart,
         force=force,
+        workers=asked,
         verbose=verbose,
         watch=_watch(output) if terminal.is_live else "",
     )
@@ -208,6 +241,25 @@ def _run(
         from selfeval.cli.closing import print_closing
 
         print_closing(output, done.worked or not done.finished)
+
+
+def _check_memory(config: RunConfig, workers: int, terminal: Terminal) -> None:
+    """Refuse more workers than fit the memory of this machine, unless the size of the model is not known."""
+    from selfeval.planner.machine import Machine
+    from selfeval.planner.model_configs import model_facts
+    from selfeval.planner.planning import make_plan
+    from selfeval.planner.workers import check_workers, is_far_below
+    from selfeval.stages.preflight import check_base
+
+    if not Path(config.model).is_dir():
+        return
+    check_base(config)
+    facts, machine = model_facts(config.model), Machine.of(config.backbone)
+    # A plan takes up to a minute; there is no need for one where everything fits many times.
+    if is_far_below(facts, machine, workers):
+        return
+    with terminal.waiting(f"planning the memory of {workers} worker(s)"):
+        check_workers(make_plan(config, facts, machine), workers)
 
 
 def _watch(output: Path) -> str:
@@ -262,11 +314,11 @@ def check(
         from selfeval.stages.terminal import Terminal
         from selfeval.suitability.checking import check_model
 
-        with progress(Terminal(quiet), minutes) as tell:
+        with progress(Terminal(quiet), minutes) as report_progress:
             found = check_model(
                 config,
                 minutes,
-                tell=tell,
+                report_progress=report_progress,
                 trust_remote_code=trust_remote_code,
                 allow_code_execution=allow_code_execution,
             )
@@ -293,6 +345,9 @@ def plan(
         ),
     ] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Also plan for N workers on this machine, as in `selfeval run`.")
+    ] = None,
     with_time: Annotated[
         bool, typer.Option("--time", help="Also estimate the time of each stage: loads the model and measures its speed here.")
     ] = False,
@@ -326,7 +381,7 @@ def plan(
     """
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _refuse_time(with_time, config_file, devices)
-        _plan(recipe, model, seeds, config_file, memory_budget, devices or [], assign or [], as_json, with_time)
+        _plan(recipe, model, seeds, config_file, memory_budget, devices or [], assign or [], as_json, with_time, workers)
 
 
 def _plan(
@@ -339,6 +394,7 @@ def _plan(
     assign: list[str],
     as_json: bool,
     with_time: bool,
+    workers: int | None,
 ) -> None:
     from selfeval.stages.running import new_config
 
@@ -348,30 +404,35 @@ def _plan(
     from selfeval.planner.machine import Machine
     from selfeval.planner.model_configs import count_parameters, model_facts
     from selfeval.planner.planning import make_plan
+    from selfeval.planner.workers import plan_workers
     from selfeval.stages.preflight import check_base
 
     config = new_config(
         recipe, model=named_model, seeds=seeds, memory_budget=budget, assignments=assign, count=count_parameters
     )
     facts = model_facts(str(config_file or config.model))
-    with _steps("planning") as tell:
+    with _steps("planning") as report_progress:
         if config_file is None and Path(config.model).is_dir():
-            tell(f"checking {config.model}")
+            report_progress(f"checking {config.model}")
             check_base(config)
-        made = make_plan(config, facts, Machine.of(config.backbone, named), tell=tell)
-        times = _times(config, made, tell) if with_time and made.fits else None
+        made = make_plan(config, facts, Machine.of(config.backbone, named), report_progress=report_progress)
+        times = _times(config, made, report_progress) if with_time and made.fits else None
+    scaled = None if workers is None else plan_workers(made, workers)
     if as_json:
         import json
 
         timed = {} if times is None else {"time": times.as_json()}
-        typer.echo(json.dumps(made.as_json() | timed, indent=2))
+        shared = {} if scaled is None else {"workers": scaled.as_json()}
+        typer.echo(json.dumps(made.as_json() | timed | shared, indent=2))
     else:
         from selfeval.planner.table import print_plan, print_times
 
         print_plan(made)
         if times is not None:
             print_times(times)
-    if not made.fits:
+        if scaled is not None:
+            typer.echo(scaled.sentence)
+    if not made.fits or (scaled is not None and not scaled.fits):
         raise typer.Exit(2)
 
 
@@ -386,12 +447,12 @@ def _refuse_time(with_time: bool, config_file: Path | None, devices: list[str] |
             )
 
 
-def _times(config: RunConfig, plan: Plan, tell: Callable[[str], None]) -> RunTime:
+def _times(config: RunConfig, plan: Plan, report_progress: Callable[[str], None]) -> RunTime:
     """Measure the speed with the settings that fit, and estimate the time of the stages."""
     from selfeval.planner.stage_times import estimate
 
     sizes = {name: plan.settings[name] for name in ("batch_tokens", "rollout_batch_size", "checkpointing")}
-    return estimate(config.model_copy(update={"backbone": config.backbone.model_copy(update=sizes)}), tell)
+    return estimate(config.model_copy(update={"backbone": config.backbone.model_copy(update=sizes)}), report_progress)
 
 
 @contextmanager
@@ -428,17 +489,17 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Rebuild index.html from report.json and metrics/. Labels of people are read anew from labels.jsonl.
+    """Rebuild index.html from report.json and metrics/. Labels of people are read again from labels.jsonl.
 
     With --json, a run folder that cannot be written is only read.
     """
-    with clear_errors(debug, interrupted=_PAGE_WHOLE):
+    with clear_errors(debug, interrupted=_PAGE_WHOLE), for_writing(None if as_json else folder):
         from selfeval.report.page import draw_page
         from selfeval.runs.label_report import update_labels
         from selfeval.runs.reader import RunReader
         from selfeval.texts import safe_json
 
-        reader = RunReader(folder)
+        reader = RunReader(for_reading(folder))
         values = reader.report()
         # The page draws them without looking at hashes.
         reader.check([folder / "metrics"])
@@ -465,7 +526,7 @@ def restore(
 
     Without N, list the results that can be restored, with their cost and settings.
     """
-    with clear_errors(debug, interrupted=_RESTORES):
+    with clear_errors(debug, interrupted=_RESTORES), for_writing(folder):
         from selfeval.runs.reader import RunReader
 
         RunReader(folder)
@@ -495,16 +556,21 @@ def show(
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="Number of records to show; for dropped records, the number per reason.")
     ] = 5,
+    unusual: Annotated[
+        bool,
+        typer.Option("--unusual", help="Questions that are least like the others first, by perplexity under a model of these."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print complete records, one JSON object per line.")] = False,
     debug: Debug = False,
 ) -> None:
     """Show records of a run. Long lists of token ids are truncated, except with --json."""
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
-        from selfeval.cli.showing import first_rows, layout
+        from selfeval.cli.showing import first_rows, layout, unusual_rows
         from selfeval.runs.reader import RunReader
         from selfeval.texts import safe_json
 
-        for row in first_rows(RunReader(folder), records, count):
+        rows = unusual_rows if unusual else first_rows
+        for row in rows(RunReader(for_reading(folder)), records, count):
             typer.echo(safe_json(row) if as_json else layout(row))
 
 
@@ -561,7 +627,7 @@ def score(
         from selfeval.cli.scoring import print_scores, read_asked, typed
         from selfeval.runs.reader import RunReader
 
-        RunReader(folder)  # refuses a folder that is not a run before loading the libraries
+        RunReader(for_reading(folder))  # refuses a folder that is not a run before loading the libraries
 
         if (file is None) == (question is None or not reply):
             raise InputError("pass either --question and at least one --reply, or --file")
@@ -608,7 +674,7 @@ def chat(
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         from selfeval.runs.reader import RunReader
 
-        RunReader(folder)  # refuses a folder that is not a run before loading the libraries
+        RunReader(for_reading(folder))  # refuses a folder that is not a run before loading the libraries
         _quiet_libraries()
         from selfeval.cli.chatting import Settings
         from selfeval.cli.chatting import chat as chat_with
@@ -652,7 +718,7 @@ def export(
     with clear_errors(debug, interrupted=_NO_FOLDER):
         from selfeval.runs.reader import RunReader
 
-        config = RunReader(folder).config
+        config = RunReader(for_reading(folder)).config
         if model is not None:
             config = config.model_copy(update={"model": os.path.abspath(model) if Path(model).is_dir() else model})
         _quiet_libraries()
@@ -694,7 +760,7 @@ def export_log(
         from selfeval.runs.inspect_log import export_log
         from selfeval.runs.reader import RunReader
 
-        for name, count in export_log(RunReader(folder), to).items():
+        for name, count in export_log(RunReader(for_reading(folder)), to).items():
             typer.echo(f"{to / name}.eval: {count} samples")
 
 
@@ -729,7 +795,10 @@ def tune(
         ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder: tune its model on the replies that its judge preferred.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", parser=place, help="Run folder or URL: tune its model on the replies that its judge preferred."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Hugging Face model folder or hub id; with --run, it is the run's model.")
@@ -745,6 +814,15 @@ def tune(
             "2,048, or the longest conversation).",
         ),
     ] = None,
+    extend_vocabulary: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Learn up to N new tokens from TEXT... or --chat FILE, and train rows for them (default: 0).",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the folder and the facts of the tuning as JSON.")] = False,
     trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -762,6 +840,10 @@ def tune(
     other into rows, each with the tokenizer's start token before it and the end token after it. Conversations are packed whole
     and do not see each other.
 
+    --extend-vocabulary learns merges on top of the model's own BPE tokenizer, so words of the domain become single tokens.
+    Embedding and output layer get a row for each, which is trained together with the adapter. Some text is held out;
+    characters per token and loss per character on it are printed, before and after.
+
     --set accepts seed, templates, and the keys of the sections tuning and backbone (except
     backbone.rollout_batch_size); with --chat also those of chat. Examples:
 
@@ -773,15 +855,25 @@ def tune(
     selfeval tune --chat dialogues.jsonl --model path/to/model --to models/tuned --set tuning.learning_rate=2e-4
 
     selfeval tune --run runs/shop --to models/preferred
+
+    selfeval tune manuals.txt --model path/to/model --to models/larger --extend-vocabulary 1000
     """
     with clear_errors(debug, interrupted=_RESUMES):
         check_source(texts, chat, run, model)
+        if run is not None:
+            for_reading(run)
         _quiet_libraries()
         from selfeval.stages.terminal import Terminal
         from selfeval.stages.tuning import tune as tune_model
 
-        config, source = config_and_source(texts, chat, run, model, Path(os.path.abspath(to)).name, assign or [])
+        values = with_vocabulary(assign or [], extend_vocabulary)
+        config, source = config_and_source(texts, chat, run, model, Path(os.path.abspath(to)).name, values)
         done = tune_model(config, source, to, length, Terminal(quiet), trust_remote_code=trust_remote_code)
+        if as_json:
+            from selfeval.texts import safe_json
+
+            typer.echo(safe_json({"folder": str(done.exported.folder), **done.facts}, indent=2))
+            return
         say_tuned(done.facts)
         _say_exported(done.exported)
 
@@ -789,7 +881,8 @@ def tune(
 @app.command("benchmark-judge")
 def benchmark_judge(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Run folder, to measure its judge, referee or evaluator.")
+        Path | None,
+        typer.Argument(metavar="[DIR]", parser=place, help="Run folder or URL, to measure its judge, referee or evaluator."),
     ] = None,
     data: Annotated[
         str,
@@ -850,7 +943,7 @@ def benchmark_judge(
 
         result = measure_judge(
             data,
-            run=folder,
+            run=None if folder is None else for_reading(folder),
             model=model,
             judge=judge,
             files=file or (),
@@ -873,7 +966,10 @@ def judge_check(
     folder: RunFolder,
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help='JSON lines with "question", "first", "second" and "label": first, second or tie.'),
+        typer.Option(
+            metavar="FILE",
+            help='JSON lines with "question", "first", "second" and "label": first, second or tie; or labels.jsonl of the run.',
+        ),
     ] = None,
     error: Annotated[float, typer.Option(help="Wanted error rate of kept verdicts.")] = 0.1,
     write: Annotated[
@@ -898,6 +994,7 @@ def judge_check(
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         if (labels is None) == (write is None):
             raise InputError("pass either --labels FILE, the labels, or --write FILE, to write pairs to label")
+        for_reading(folder)
         _quiet_libraries()
         from selfeval.cli.judge_figures import print_check
         from selfeval.judge_benchmark.label_check import judge_check as check_judge
@@ -921,8 +1018,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help='Two or more: run folders, RUN@base for the base model of a run, or files of JSON lines with "question" and '
-            '"reply".',
+            help="Two or more: run folders or URLs, RUN@base for the base model of a run, or files of JSON lines with "
+            '"question" and "reply".',
         ),
     ],
     judge: Annotated[
@@ -934,7 +1031,8 @@ def compare(
         ),
     ] = None,
     judge_run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Run whose judges and gold are used (default: the first run).")
+        Path | None,
+        typer.Option(metavar="RUN", parser=place, help="Run whose judges and gold are used (default: the first run)."),
     ] = None,
     questions: Annotated[
         Path | None,
@@ -974,7 +1072,7 @@ def compare(
         result = compare_policies(
             policies,
             judges=judge or ("referee",),
-            judge_run=judge_run,
+            judge_run=None if judge_run is None else for_reading(judge_run),
             questions=questions,
             limit=limit,
             output=output,

@@ -79,7 +79,7 @@ def rollout(
         options = _options(model, device, precision, threads, rounds, trust_remote_code)
         from selfeval.bench.rollout import BATCH_SIZES, bench_rollout
 
-        with _progress("bench rollout", quiet) as tell:
+        with _progress("bench rollout", quiet) as report_progress:
             found = bench_rollout(
                 options,
                 requests=requests,
@@ -87,7 +87,7 @@ def rollout(
                 prompt_tokens=prompt_tokens,
                 reply_tokens=reply_tokens,
                 batch_sizes=batch_size or BATCH_SIZES,
-                tell=tell,
+                report_progress=report_progress,
             )
         _say(found, as_json)
 
@@ -121,7 +121,7 @@ def step(
         options = _options(model, device, precision, threads, rounds, trust_remote_code)
         from selfeval.bench.step import bench_step
 
-        with _progress("bench step", quiet) as tell:
+        with _progress("bench step", quiet) as report_progress:
             found = bench_step(
                 options,
                 learner=learner,
@@ -129,7 +129,7 @@ def step(
                 samples=samples,
                 prompt_tokens=prompt_tokens,
                 reply_tokens=reply_tokens,
-                tell=tell,
+                report_progress=report_progress,
             )
         _say(found, as_json)
 
@@ -163,14 +163,14 @@ def judge(
         options = _options(model, device, precision, threads, rounds, trust_remote_code)
         from selfeval.bench.judge import BATCH_SIZES, bench_judge
 
-        with _progress("bench judge", quiet) as tell:
+        with _progress("bench judge", quiet) as report_progress:
             found = bench_judge(
                 options,
                 requests=requests,
                 prompt_tokens=prompt_tokens,
                 reply_tokens=reply_tokens,
                 batch_sizes=batch_size or BATCH_SIZES,
-                tell=tell,
+                report_progress=report_progress,
             )
         _say(found, as_json)
 
@@ -204,7 +204,7 @@ def logprobs(
         options = _options(model, device, precision, threads, rounds, trust_remote_code)
         from selfeval.bench.logprobs import BATCH_SIZES, bench_logprobs
 
-        with _progress("bench logprobs", quiet) as tell:
+        with _progress("bench logprobs", quiet) as report_progress:
             found = bench_logprobs(
                 options,
                 requests=requests,
@@ -212,7 +212,7 @@ def logprobs(
                 prompt_tokens=prompt_tokens,
                 reply_tokens=reply_tokens,
                 batch_sizes=batch_size or BATCH_SIZES,
-                tell=tell,
+                report_progress=report_progress,
             )
         _say(found, as_json)
 
@@ -247,7 +247,7 @@ def memory(
         options = _options(model, device, precision, threads, 1, trust_remote_code)
         from selfeval.bench.memory import bench_memory
 
-        with _progress("bench memory", quiet) as tell:
+        with _progress("bench memory", quiet) as report_progress:
             found = bench_memory(
                 options,
                 learner=learner,
@@ -256,7 +256,7 @@ def memory(
                 prompt_tokens=prompt_tokens,
                 reply_tokens=reply_tokens,
                 batch_size=batch_size,
-                tell=tell,
+                report_progress=report_progress,
             )
         if as_json:
             _say_json(found)

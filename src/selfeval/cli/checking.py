@@ -40,11 +40,11 @@ def progress(terminal: Terminal, minutes: float) -> Iterator[Callable[[float, st
     """Show the seconds that are spent, and the current step, as a bar on a terminal and as lines elsewhere."""
     with terminal.bar("check", round(minutes * 60)) as bar:
 
-        def tell(seconds: float, text: str) -> None:
+        def report_progress(seconds: float, text: str) -> None:
             bar.say(text)
             bar.advance(int(seconds) - bar.done)
 
-        yield tell
+        yield report_progress
 
 
 def finish(

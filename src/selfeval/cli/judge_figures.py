@@ -57,6 +57,12 @@ def print_check(check: JudgeCheck, console: Console | None = None) -> None:
     found = check.figures
     left_out = f"; {check.unlabelled:,} without a label are left out" if check.unlabelled else ""
     _say(console, f"{_judge_line(check.judge)}: {found.pairs:,} labelled pairs, {found.ties:,} of them ties{left_out}")
+    if check.informed:
+        _say(
+            console,
+            f"{check.informed:,} further labelled pairs are left out: they were drawn because the evaluator or the judge is "
+            "probably wrong on them, and these figures need a uniform sample",
+        )
     shares = [
         ("agreement with people, forced to choose", found.agreement),
         ("both orders choose the same", found.swap_consistency),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote, urlencode
 
 import typer
 
 from selfeval.cli.failures import clear_errors
+from selfeval.cli.places import RunFolder, for_labels
 from selfeval.cli.server_options import check_server_packages
-from selfeval.cli.viewing import Host, NoToken, OpenBrowser, OpenToNetwork, PageOptions, PageToken, show_pages
+from selfeval.cli.viewing import Host, NoToken, OpenBrowser, OpenToNetwork, PageOptions, PagePort, PageToken, show_pages
 from selfeval.errors import InputError
 from selfeval.texts import safe_json, visible
 
@@ -29,7 +29,7 @@ _CHOICES = {"1": "first", "2": "second", "0": "tie", "s": "skip"}
 
 
 def label(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder, e.g. runs/embedded.")],
+    folder: RunFolder,
     rater: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the person (default: the login name).")] = None,
     use_for_training: Annotated[
         bool,
@@ -39,11 +39,19 @@ def label(
         ),
     ] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="Number of pairs to answer (default: all).")] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Pairs that come early: uncertain, central (typical questions) or both; the last two need "
+            "`selfeval search DIR` first (default: the order of the labels so far, or uncertain).",
+        ),
+    ] = None,
     terminal: Annotated[
         bool, typer.Option("--terminal", help="Label on the terminal, or through a pipe, instead of in a browser.")
     ] = False,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 0,
+    port: PagePort = 0,
     token: PageToken = None,
     no_token: NoToken = False,
     open_to_network: OpenToNetwork = False,
@@ -65,12 +73,12 @@ def label(
 
     selfeval label runs/mine --json
     """
-    with clear_errors(debug, interrupted=_SAVED):
+    with clear_errors(debug, interrupted=_SAVED), for_labels(folder):
         from selfeval.runs.labelling import LabelSession, LabelTask
 
         if as_json and use_for_training:
             raise InputError("--json prints figures, which labels for training do not give; pass one of both options")
-        task = LabelTask(folder, for_training=use_for_training)
+        task = LabelTask(folder, for_training=use_for_training, prefer=prefer)
         if as_json:
             typer.echo(safe_json(_figures(task).as_json(), indent=2))
             return
@@ -79,16 +87,16 @@ def label(
             _ask_all(session, _typed_keys() if sys.stdin.isatty() else _piped_keys())
             return
         options = PageOptions(host, port, token, no_token, open_to_network, browser)
-        _open_page(session, pairs, options)
+        _open_page(session, pairs, prefer, options)
 
 
-def _open_page(session: LabelSession, most: int | None, options: PageOptions) -> None:
+def _open_page(session: LabelSession, most: int | None, prefer: str | None, options: PageOptions) -> None:
     check_server_packages("selfeval label without --terminal")
     from selfeval.view.label_desk import LabelDesk
     from selfeval.view.opened import OpenedRuns
 
     (name,) = OpenedRuns([session.task.folder]).named()
-    desk = LabelDesk(session.rater, session.task.for_training, most)
+    desk = LabelDesk(session.rater, session.task.for_training, most, prefer)
     page = f"run/{quote(name, safe='')}/label?{urlencode({'rater': session.rater})}"
     show_pages([session.task.folder], options, page, desk)
 
@@ -121,7 +129,7 @@ def _ask_all(session: LabelSession, keys: Iterator[str]) -> None:
             _undo(session)
         elif key in _CHOICES:
             session.answer(shown, _CHOICES[key])
-            _tell(session)
+            _say_progress(session)
         else:
             typer.echo(f"There is no key {visible(key)!r}: {_KEYS}.")
         shown = session.next_pair()
@@ -135,7 +143,7 @@ def _undo(session: LabelSession) -> None:
         typer.echo("There is no answer to take back.")
     else:
         typer.echo("Took back the last answer.")
-        _tell(session)
+        _say_progress(session)
 
 
 def _show(session: LabelSession, shown: ShownPair) -> None:
@@ -150,7 +158,7 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {visible(line)}" for line in (text.splitlines() or ["(empty)"]))
 
 
-def _tell(session: LabelSession) -> None:
+def _say_progress(session: LabelSession) -> None:
     if session.task.for_training:
         done, total = session.progress
         typer.echo(f"{done} of {total} training pairs answered")

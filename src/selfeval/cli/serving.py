@@ -9,6 +9,7 @@ import typer
 
 from selfeval.cli.failures import clear_errors
 from selfeval.cli.libraries import quiet_libraries
+from selfeval.cli.places import RunFolder, for_reading
 from selfeval.cli.server_options import check_server_packages, page_link, say, server_address, server_token
 from selfeval.rollout.drafts import Speculation
 from selfeval.texts import visible
@@ -20,7 +21,7 @@ __all__ = ["serve"]
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder, e.g. runs/embedded.")],
+    folder: RunFolder,
     host: Annotated[str, typer.Option(help="Address to listen on; other machines can connect unless it is a loopback one.")] = (
         "127.0.0.1"
     ),
@@ -77,7 +78,7 @@ def serve(
     with clear_errors(debug, interrupted="The server had not started yet."):
         from selfeval.runs.reader import RunReader
 
-        RunReader(folder)  # refuses a folder that is not a run before loading the libraries
+        RunReader(for_reading(folder))  # refuses a folder that is not a run before loading the libraries
         check_server_packages("selfeval serve")
         from selfeval.serve.gate import Access, is_loopback
         from selfeval.serve.limits import Limits

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from selfeval.errors import InputError
 from selfeval.texts import safe_json
 
 if TYPE_CHECKING:
     from selfeval.runs.reader import RunReader
 
-__all__ = ["first_rows", "layout"]
+__all__ = ["first_rows", "layout", "unusual_rows"]
 
 _MOST_NUMBERS = 16
 """Maximum number of token ids shown per reply."""
@@ -34,6 +35,26 @@ def first_rows(reader: RunReader, kind: str, count: int) -> list[dict[str, Any]]
         if shown[group] <= count:
             rows.append(row)
     return rows
+
+
+def unusual_rows(reader: RunReader, kind: str, count: int) -> list[dict[str, Any]]:
+    """Return the `count` questions that are least like the others, each with its `perplexity` under a model of the others.
+
+    Raises:
+        InputError: the kind is not `questions`, or there are fewer than two different questions.
+        RunFolderError: no questions are written yet, or a file is damaged.
+    """
+    from selfeval.quality.ngram_model import cross_perplexities
+
+    if kind != "questions":
+        raise InputError(f"--unusual orders questions, got {kind}; write: selfeval show DIR questions --unusual")
+    rows = list(reader.rows(kind))
+    try:
+        values = cross_perplexities([row["text"] for row in rows])
+    except ValueError as error:
+        raise InputError(f"the questions of {reader.folder} cannot be compared: {error}") from error
+    found = [{**row, "perplexity": round(value, 2)} for row, value in zip(rows, values, strict=True)]
+    return sorted(found, key=lambda row: -row["perplexity"])[:count]
 
 
 def layout(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from selfeval.config import RunConfig
     from selfeval.stages.tuning_rows import Source
 
-__all__ = ["check_source", "config_and_source", "say_tuned"]
+__all__ = ["check_source", "config_and_source", "say_tuned", "with_vocabulary"]
+
+_DOCUMENTS = {"text": "passages of text"}
 
 
 def check_source(texts: Sequence[Path] | None, chat: Sequence[Path] | None, run: Path | None, model: str | None) -> None:
@@ -61,6 +63,11 @@ def config_and_source(
     return new_config(model=model, name=name, assignments=assignments, wanted=partial(is_read, also=source.also_read)), source
 
 
+def with_vocabulary(assignments: Sequence[str], tokens: int | None) -> list[str]:
+    """Return the assignments with the number of new tokens of `--extend-vocabulary`."""
+    return [*assignments, *([] if tokens is None else [f"tuning.extend_vocabulary={tokens}"])]
+
+
 def say_tuned(facts: Mapping[str, Any]) -> None:
     """Print the facts of a finished tuning."""
     typer.echo(
@@ -68,7 +75,26 @@ def say_tuned(facts: Mapping[str, Any]) -> None:
         f"{facts['loss_end']:.3f} nats per token (means over the first and last tenth of the steps)"
     )
     if "held_out_loss" in facts:
+        kind = _DOCUMENTS.get(facts["kind"], facts["kind"])
         typer.echo(
-            f"held-out loss of {facts['held_out']:,} {facts['kind']}: {facts['held_out_loss_before']:.3f}, then "
+            f"held-out loss of {facts['held_out']:,} {kind}: {facts['held_out_loss_before']:.3f}, then "
             f"{facts['held_out_loss']:.3f} nats per token (after step {facts['best_step']:,}, whose weights are written)"
         )
+    if "vocabulary" in facts:
+        _say_vocabulary(facts["vocabulary"])
+
+
+def _say_vocabulary(facts: Mapping[str, Any]) -> None:
+    typer.echo(f"vocabulary: {facts['added']:,} new tokens, {facts['tokens']:,} in all")
+    if "characters" not in facts:
+        return
+    shown = {name: facts[name]["value"] for name in facts if isinstance(facts[name], dict)}
+    change = facts["loss_per_character_change"]
+    interval = "" if change["ci_low"] is None else f", 95% interval {change['ci_low']:+.4f} to {change['ci_high']:+.4f}"
+    typer.echo(
+        f"on {facts['characters']:,} held-out characters: untuned base {shown['characters_per_token_before']:.2f} characters "
+        f"per token and {shown['loss_per_character_before']:.4f} nats per character; tuned with new tokens "
+        f"{shown['characters_per_token']:.2f} and {shown['loss_per_character']:.4f} ({change['value']:+.4f}{interval}, "
+        f"{change['n']:,} {facts['clusters']}). The change is that of tuning and new tokens together; a tuning without "
+        "--extend-vocabulary shows that of tuning alone"
+    )

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfeval.cli.failures import clear_errors
+from selfeval.cli.places import kept_fresh, place
 from selfeval.cli.server_options import check_server_packages, page_link, say, server_token
 from selfeval.texts import visible
 
 if TYPE_CHECKING:
     from selfeval.view.label_desk import LabelDesk
 
-__all__ = ["Host", "NoToken", "OpenBrowser", "OpenToNetwork", "PageOptions", "PageToken", "show_pages", "view"]
+__all__ = ["Host", "NoToken", "OpenBrowser", "OpenToNetwork", "PageOptions", "PagePort", "PageToken", "show_pages", "view"]
 
 Host = Annotated[str, typer.Option(help="Address to listen on; other machines can connect unless it is a loopback one.")]
+PagePort = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")]
 PageToken = Annotated[
     str | None, typer.Option(envvar="SELFEVAL_TOKEN", help="Token in the link to the pages (default: a random one).")
 ]
@@ -45,10 +47,13 @@ class PageOptions:
 
 def view(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Run folders, or folders that contain some [default: runs].")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIR]...", parser=place, help="Run folders, folders that contain some, or URLs of runs [default: runs]."
+        ),
     ] = None,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 0,
+    port: PagePort = 0,
     token: PageToken = None,
     no_token: NoToken = False,
     open_to_network: OpenToNetwork = False,
@@ -69,7 +74,8 @@ def view(
         check_server_packages("selfeval view")
         options = PageOptions(host, port, token, no_token, open_to_network, browser)
         # Without arguments the folder may not exist yet: the pages say how to start a run, and show it when it begins.
-        show_pages(folders or [Path("runs")], options, may_be_missing=not folders)
+        with kept_fresh(folders or []):
+            show_pages(folders or [Path("runs")], options, may_be_missing=not folders)
 
 
 def show_pages(

@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from selfeval.config.backbone import BackboneConfig, ContextConfig, LoraConfig, PlacementConfig, VLLMConfig
 from selfeval.config.chat import ChatConfig
+from selfeval.config.embeddings import (
+    EMBEDDERS,
+    BackboneEmbedderConfig,
+    EmbedderConfig,
+    EmbedderSpec,
+    EmbeddingEndpointConfig,
+    EmbeddingsConfig,
+    SentenceTransformersConfig,
+    StaticEmbedderConfig,
+)
 from selfeval.config.judges import (
     JUDGES,
     REFEREE,
@@ -47,6 +57,7 @@ from selfeval.config.learners import (
 from selfeval.config.load import config_of_run, load_config
 from selfeval.config.policy import PolicyConfig
 from selfeval.config.run import RunConfig
+from selfeval.config.scale import ScaleConfig
 from selfeval.config.sections import (
     EvaluationConfig,
     EvaluatorConfig,
@@ -58,10 +69,12 @@ from selfeval.config.sections import (
     TuningConfig,
     VerdictsConfig,
 )
+from selfeval.config.servers import ServerConfig
 from selfeval.config.steps import StepCombination, StepForm, StepsConfig
 from selfeval.texts import nearest
 
 __all__ = [
+    "EMBEDDERS",
     "JUDGES",
     "LEARNERS",
     "REFEREE",
@@ -69,6 +82,7 @@ __all__ = [
     "RUBRIC",
     "AgreementConfig",
     "BackboneConfig",
+    "BackboneEmbedderConfig",
     "CalibrationConfig",
     "ChatConfig",
     "ClippedConfig",
@@ -76,6 +90,10 @@ __all__ = [
     "ContextConfig",
     "CriticConfig",
     "DPOConfig",
+    "EmbedderConfig",
+    "EmbedderSpec",
+    "EmbeddingEndpointConfig",
+    "EmbeddingsConfig",
     "EndpointConfig",
     "EntropyFloorConfig",
     "EvaluationConfig",
@@ -103,7 +121,11 @@ __all__ = [
     "ReinforcePPConfig",
     "RepliesConfig",
     "RunConfig",
+    "ScaleConfig",
+    "SentenceTransformersConfig",
+    "ServerConfig",
     "SoftQConfig",
+    "StaticEmbedderConfig",
     "StepCombination",
     "StepForm",
     "StepsConfig",

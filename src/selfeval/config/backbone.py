@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from selfeval.config.fields import Count, CountOrNone, DeviceName, Positive, Section, Size
+from selfeval.config.fields import Count, CountOrAuto, CountOrNone, DeviceName, Positive, Section, Size
 
 __all__ = ["BackboneConfig", "ContextConfig", "LoraConfig", "PlacementConfig", "VLLMConfig"]
 
@@ -97,7 +97,9 @@ class BackboneConfig(Section):
     memory_budget: Size | None = None
     """Optional. Memory that this process may use, such as 2GiB (on a GPU: torch's memory there); batches shrink to fit."""
     batch_tokens: Count = 16384
-    """Tokens per forward pass when scoring (on a CPU at most 4,096), and per micro-batch when training."""
+    """Maximum tokens per micro-batch when training, and per forward pass when scoring."""
+    pass_tokens: CountOrAuto = "auto"
+    """Maximum tokens per forward pass when scoring; `auto` measures up to 4,096 on a CPU, and is `batch_tokens` on a GPU."""
     rollout_batch_size: Count = 256
     """Batch size of generation, in replies."""
     engine: Literal["own", "vllm"] = "own"

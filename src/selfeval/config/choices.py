@@ -39,24 +39,28 @@ def check_name(value: str, names: Collection[str], what: str) -> str:
     return value
 
 
-def read_settings(values: Any, name: Any, registry: Mapping[str, Entry], alias: str) -> Any:
+def read_settings(values: Any, key: str, default: str, registry: Mapping[str, Entry], alias: str) -> Any:
     """Validate the section of the chosen entry. Other entries' sections remain, as unknown keys.
+
+    Before the fields are validated, because the class of the section depends on the name.
 
     Args:
         values: values of the section that contains it.
-        name: name of the chosen entry.
+        key: key of the name of the chosen entry.
+        default: name without that key.
         registry: entries by name.
         alias: key under which the settings are stored.
     """
     if not isinstance(values, dict):
         return values
+    name = values.get(key, default)
     entry = registry.get(name) if isinstance(name, str) else None
     if entry is None:  # the field's own validator reports it; a section can be checked only for a known entry
-        return {key: value for key, value in values.items() if key not in registry}
+        return {other: value for other, value in values.items() if other not in registry}
     if entry.config is None:
         return values
     # A model with one field makes pydantic report the location as `NAME.key`, as in the recipe.
     holder = create_model("Holder", **{name: (entry.config, entry.config())})  # type: ignore[call-overload]
     given = {name: values[name]} if name in values else {}
     settings = getattr(holder.model_validate(given), name)
-    return {**{key: value for key, value in values.items() if key != name}, alias: settings}
+    return {**{other: value for other, value in values.items() if other != name}, alias: settings}

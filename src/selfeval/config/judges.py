@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 import regex
 from pydantic import Field, field_validator, model_validator
 
 from selfeval.config.choices import check_name
-from selfeval.config.fields import CountOrNone, Nucleus, Positive, PositiveOrNone, Section
+from selfeval.config.fields import Nucleus, Positive, PositiveOrNone, Section, Share
+from selfeval.config.servers import ServerConfig
 
 __all__ = [
     "JUDGES",
@@ -43,6 +43,8 @@ class JudgeConfig(Section):
 
 
 _LONGEST_PATTERN = 500
+SIGNAL_COUNT = 5
+"""Number of signals of a verdict (`quality/judge_signals.py`)."""
 
 
 class AgreementConfig(JudgeConfig):
@@ -84,10 +86,7 @@ class AgreementConfig(JudgeConfig):
         return self
 
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-class EndpointConfig(JudgeConfig):
+class EndpointConfig(ServerConfig, JudgeConfig):
     """Settings of a server with the OpenAI chat-completions protocol, of `judge = "endpoint"` or of `[evaluation.referee]`."""
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({
@@ -96,12 +95,6 @@ class EndpointConfig(JudgeConfig):
     })  # fmt: skip
     """Settings on which no answer depends; a change of them reruns nothing."""
 
-    url: str = ""
-    """Base URL of the server, such as `http://localhost:8000/v1`. Required."""
-    model: str = ""
-    """Name of the model at the server. Required."""
-    key_variable: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
-    """Optional. Environment variable that holds the API key; its name must end in `API_KEY`. Default: no key is sent."""
     limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Parameter of a request that holds `verdicts.max_new_tokens`; newer models of OpenAI take `max_completion_tokens`."""
     probabilities: Literal["auto", "logprobs", "votes"] = "auto"
@@ -112,52 +105,8 @@ class EndpointConfig(JudgeConfig):
     """Answers that are sampled per prompt where the probabilities come from votes."""
     temperature: Positive = 1.0
     """Sampling temperature of the votes. Log-probs are read from an answer at temperature 0."""
-    in_flight: Annotated[int, Field(ge=1, le=256, strict=True)] = 4
-    """Maximum number of requests at the same time."""
-    requests_per_minute: CountOrNone = None
-    """Optional. Maximum number of requests per minute, retries included. Default: no limit."""
-    timeout: Positive = 120.0
-    """Time limit of a request in seconds."""
-    retries: Annotated[int, Field(ge=0, le=20, strict=True)] = 5
-    """Retries of a request after a connection error, a time-out, or status 408, 409, 429 or 500 and above."""
-    price_read: PositiveOrNone = None
-    """Optional. Price of a million prompt tokens, in any currency."""
     price_written: PositiveOrNone = None
     """Optional. Price of a million completion tokens, in the same currency."""
-    budget: PositiveOrNone = None
-    """Optional. Cost of all answers in the run folder at which the run stops; needs both prices. Default: no limit."""
-    budget_tokens: CountOrNone = None
-    """Optional. The same in tokens, read and written. Default: no limit."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                "is not an address; write http:// or https://, a host and the path, such as http://localhost:8000/v1"
-            )
-        # It is recorded in run.json and shown in messages.
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must not contain a user, a password, a query or a fragment; put a key into key_variable")
-        return value.rstrip("/")
-
-    @field_validator("key_variable")
-    @classmethod
-    def _names_a_key(cls, value: str) -> str:
-        # A recipe from somebody else must not send just any variable, such as the password of a data base, to its server.
-        if value and not value.upper().endswith("API_KEY"):
-            raise ValueError("must end in API_KEY; export the key under such a name")
-        return value
-
-    @model_validator(mode="after")
-    def _keeps_the_key(self) -> EndpointConfig:
-        parts = urlsplit(self.url)
-        if self.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-            raise ValueError(f"the key would be sent to {self.url} without encryption; use https, or remove key_variable")
-        return self
 
     @model_validator(mode="after")
     def _budget_has_prices(self) -> EndpointConfig:
@@ -198,6 +147,9 @@ class PointwiseConfig(JudgeConfig):
 class CalibrationConfig(Section):
     """Calibration of the judge's probabilities: `[verdicts.calibration]` (docs/algorithms/judging.md#calibration)."""
 
+    map: Literal["slope", "temperature", "isotonic"] = "slope"
+    """`slope`: a factor of the log-odds; `temperature`, `isotonic`: all signals of a verdict, combined by a regression, then
+    a temperature or an isotonic regression, which needs 200 looks (two of each question) on consistency or 200 labels."""
     method: Literal["consistency", "given", "off"] = "consistency"
     """`consistency`: fitted to the agreement of both orders, if the judge asks both; `given`: the values below; or `off`."""
     pairs: Annotated[int, Field(ge=50, strict=True)] = 256
@@ -208,6 +160,28 @@ class CalibrationConfig(Section):
     """With `given`: the same for a verdict with an output that was cut off, which has one only with `truncated = "force"`."""
     bias: float = 0.0
     """With `given`: log-odds by which the judge favours the reply shown first."""
+    weights: tuple[float, ...] = ()
+    """With `given` and another map than `slope`: weights of swap agreement, margin, vote entropy, disagreement and truncation,
+    as `selfeval judge-check` prints them; `slope` is then the inverse of the temperature."""
+    steps: tuple[tuple[float, Share], ...] = ()
+    """With `given` and `isotonic`: points (size of the logit, probability) of the isotonic regression."""
+
+    @model_validator(mode="after")
+    def _has_what_its_map_needs(self) -> CalibrationConfig:
+        if self.method != "given":
+            return self
+        if self.map == "slope" and (self.weights or self.steps):
+            raise ValueError('weights and steps are settings of map = "temperature" or "isotonic"; set map, or remove them')
+        if self.map != "slope" and len(self.weights) != SIGNAL_COUNT:
+            raise ValueError(
+                f'map = "{self.map}" with method = "given" needs {SIGNAL_COUNT} weights, got {len(self.weights)}; '
+                "copy them from `selfeval judge-check`"
+            )
+        if (self.map == "isotonic") != bool(self.steps):
+            raise ValueError(f'map is "{self.map}" and steps has {len(self.steps)} points; only "isotonic" needs points')
+        if list(self.steps) != sorted(self.steps) or [p for _, p in self.steps] != sorted(p for _, p in self.steps):
+            raise ValueError("steps must ascend in the size of the logit and in the probability")
+        return self
 
 
 RUBRIC = "rubric.toml"

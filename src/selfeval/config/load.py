@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from selfeval.config.backbone import BackboneConfig
 from selfeval.config.choices import Entry
+from selfeval.config.embeddings import EMBEDDERS, EmbeddingsConfig
 from selfeval.config.judges import JUDGES
 from selfeval.config.learners import LEARNERS
 from selfeval.config.policy import PolicyConfig
@@ -54,7 +55,11 @@ class _Choice:
         return str(values.get(self.key, default) if isinstance(values, dict) else default)
 
 
-_CHOICES = {"policy": _Choice(PolicyConfig, "learner", LEARNERS), "verdicts": _Choice(VerdictsConfig, "judge", JUDGES)}
+_CHOICES = {
+    "policy": _Choice(PolicyConfig, "learner", LEARNERS),
+    "verdicts": _Choice(VerdictsConfig, "judge", JUDGES),
+    "embeddings": _Choice(EmbeddingsConfig, "embedder", EMBEDDERS),
+}
 """The choices by section of the configuration."""
 _CHOICES_BY_MODEL: dict[type[BaseModel], _Choice] = {choice.model: choice for choice in _CHOICES.values()}
 
@@ -217,6 +222,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 _PATHS = (
     *("model", "seeds", "templates", "gold", "questions.file", "replies.file", "pairs.file"),
     "verdicts.pointwise.rubric",
+    "embeddings.sentence-transformers.model",
 )
 
 

@@ -113,9 +113,7 @@ class PolicyConfig(Section):
     @classmethod
     def _read_settings(cls, values: Any) -> Any:
         """Validate the chosen learner's section and store it in the field. Other learners' sections remain, as unknown keys."""
-        # Before the fields are validated: which class the section has depends on this value.
-        learner = values.get("learner", _DEFAULT) if isinstance(values, dict) else None
-        return read_settings(values, learner, LEARNERS, _SETTINGS)
+        return read_settings(values, "learner", _DEFAULT, LEARNERS, _SETTINGS)
 
     @model_validator(mode="after")
     def _learner_can_learn(self) -> PolicyConfig:

@@ -8,9 +8,11 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from selfeval.config.backbone import BackboneConfig
 from selfeval.config.chat import ChatConfig
+from selfeval.config.embeddings import EmbeddingEndpointConfig, EmbeddingsConfig
 from selfeval.config.fields import Count, Section
 from selfeval.config.judges import REFEREE, EndpointConfig, JudgeRole
 from selfeval.config.policy import PolicyConfig
+from selfeval.config.scale import ScaleConfig
 from selfeval.config.sections import (
     EvaluationConfig,
     EvaluatorConfig,
@@ -20,6 +22,7 @@ from selfeval.config.sections import (
     TuningConfig,
     VerdictsConfig,
 )
+from selfeval.config.servers import ServerConfig
 from selfeval.config.steps import StepsConfig
 
 __all__ = ["RunConfig"]
@@ -46,6 +49,7 @@ class RunConfig(Section):
     """Trackers to log curves to besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
     backbone: BackboneConfig = BackboneConfig()
     chat: ChatConfig = ChatConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     tuning: TuningConfig = TuningConfig()
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()
@@ -55,6 +59,7 @@ class RunConfig(Section):
     steps: StepsConfig = StepsConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    scale: ScaleConfig = ScaleConfig()
     rounds: Count = 1
     """Number of rounds; each later round starts from the previous round's policy (docs/concepts/loop.md)."""
 
@@ -112,6 +117,15 @@ class RunConfig(Section):
 
     @property
     def servers(self) -> dict[str, EndpointConfig]:
-        """The servers that the run sends texts to, by the dotted name of their section."""
+        """The servers of the judge and the referee, by the dotted name of their section."""
         found = {"verdicts.endpoint": self.verdicts.settings, "evaluation.referee": self.evaluation.referee}
         return {name: settings for name, settings in found.items() if isinstance(settings, EndpointConfig)}
+
+    @property
+    def all_servers(self) -> dict[str, ServerConfig]:
+        """`servers`, and the server of the embedder if the evaluation draws a map, by the dotted name of their section."""
+        found: dict[str, ServerConfig] = dict(self.servers)
+        settings = self.embeddings.settings
+        if self.evaluation.map_points and isinstance(settings, EmbeddingEndpointConfig):
+            found["embeddings.endpoint"] = settings
+        return found

@@ -67,6 +67,8 @@ class TuningConfig(Section):
     """Conversations longer than a row: `drop` them, or `cut` their ends off. Their number is reported."""
     held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of the conversations whose loss is measured instead of trained on; the weights with the lowest are written."""
+    extend_vocabulary: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Maximum number of new tokens (`--extend-vocabulary`); if above 0, `held_out` is also the share of plain text held out."""
     neftune_alpha: PositiveOrNone = None
     """Optional. Scale of NEFTune's noise on the input embeddings in training (https://arxiv.org/abs/2310.05914), e.g. 5."""
 
@@ -96,10 +98,18 @@ class QuestionsConfig(Section):
     """Minimum length of a question in characters; shorter ones are dropped."""
     near_duplicate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """Two questions are near-duplicates when their word shingles overlap by this Jaccard share and their numbers agree."""
+    paraphrase: PositiveOrNone = None
+    """Optional. Drop questions nearer to one with equal numbers than this multiple of the seeds' median distance, e.g. 0.3."""
+    off_domain: Annotated[float, Field(ge=1.0)] | None = None
+    """Optional. Drop questions whose nearest seed is farther than this multiple of the seeds' own distances, e.g. 1.5."""
+    coverage: bool = False
+    """Draw the examples from clusters of similar questions, each equally often, so that rare topics are shown more often."""
     attempts: Positive = 4.0
     """Maximum number of samples, as a multiple of the requested number of questions."""
     shard: Count = 512
     """Maximum samples per shard; no more are drawn than needed."""
+    sketch_above: CountOrNone = None
+    """Optional. Number of questions above which near-duplicates are found by MinHash, e.g. 100000: less memory, more time."""
 
 
 class RepliesConfig(Section):
@@ -131,6 +141,8 @@ class RepliesConfig(Section):
     """Largest limit that `max_new_tokens = "auto"` can choose, and the limit of the replies from which it chooses."""
     max_thinking_tokens: CountOrNone = None
     """Optional. Separate token limit of the thinking before a reply. Default: thinking and reply share `max_new_tokens`."""
+    loops: Literal["drop", "keep"] = "drop"
+    """Replies to training questions that repeat themselves until the token limit: `drop` or `keep` them before judging."""
     shard: Count = 512
     """Questions per shard."""
 
@@ -224,8 +236,7 @@ class VerdictsConfig(Section):
     @classmethod
     def _read_settings(cls, values: Any) -> Any:
         """Validate the chosen judge's section and store it in the field. Other judges' sections remain, as unknown keys."""
-        judge = values.get("judge", _JUDGE) if isinstance(values, dict) else None
-        return read_settings(values, judge, JUDGES, _SETTINGS)
+        return read_settings(values, "judge", _JUDGE, JUDGES, _SETTINGS)
 
     @model_validator(mode="after")
     def _can_vote(self) -> VerdictsConfig:
@@ -312,8 +323,14 @@ class EvaluatorConfig(Section):
     """Additional pairs, as a share of the training pairs: a chosen reply against the chosen reply to a similar question."""
     attacks: Share = 0.0
     """Additional pairs, as a share of the training pairs: a chosen reply against an attack reply, as the report has them."""
+    garbled: Share = 0.0
+    """Additional pairs, as a share of the training pairs: a reply against a garbled text, or in another style. None is of the
+    report's attacks (docs/algorithms/evaluator.md)."""
     bag: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training questions that each member of the ensemble is trained on, drawn for each member."""
+    confidence: Literal["slope", "temperature", "isotonic"] = "slope"
+    """Confidence in a preference: `slope`, of the margin alone; `temperature`, `isotonic`: of margin and disagreement of
+    the members, by a regression, then a temperature or an isotonic regression, which needs 200 held-out questions."""
     early_stopping: bool = False
     """Keep the weights with the lowest held-out loss, measured every `checkpoint_every` steps, instead of the last ones."""
 
@@ -336,7 +353,7 @@ class EvaluatorConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), "inputs", "labels")
+        return _without_defaults(self, handler(self), "inputs", "labels", "garbled", "confidence")
 
 
 class EvaluationConfig(Section):
@@ -354,6 +371,8 @@ class EvaluationConfig(Section):
     """Rollouts per policy iteration that are checked against gold for the curve (if the domain has gold)."""
     attacks: Annotated[int, Field(ge=0, strict=True)] = 50
     """Test questions to which the evaluator scores attack replies (empty, repeated, an injected verdict...); 0: none."""
+    map_points: Annotated[int, Field(ge=0, le=2000, strict=True)] = 1000
+    """Texts on the report's map of the domain: questions, seeds and dropped questions; 0: no map."""
     referee: EndpointConfig | None = None
     """Optional. A server that compares the policy with its start, in place of the model of the run; the keys are those of
     `[verdicts.endpoint]`."""

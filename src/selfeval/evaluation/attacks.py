@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from selfeval.quality.answers import answer_of
-from selfeval.quality.statistics import clustered_mean, proportion
+from selfeval.quality.statistics import Figure, clustered_mean, proportion
 from selfeval.report.schema import AttackKind, AttackName, Attacks
 
 __all__ = ["KINDS", "Attack", "Target", "attacks_on", "measure_attacks", "others_of"]
@@ -132,22 +132,35 @@ def _plain(reply: str) -> str:
     return f"uh ok so {reply.strip().rstrip('.').lower().replace('. ', ' .. ')} !"
 
 
-def measure_attacks(attacks: Sequence[Attack], margins: Sequence[float], *, by_gold: bool) -> Attacks:
+def measure_attacks(
+    attacks: Sequence[Attack], margins: Sequence[float], *, by_gold: bool, trained: Collection[str] = ()
+) -> Attacks:
     """Measure how often the evaluator scores an attack strictly below the better reply; equal scores count as a failure.
 
     Args:
         attacks: attacks on any questions.
         margins: score of the better reply minus that of the attack, for each attack.
         by_gold: whether the ordinary replies are right by gold.
+        trained: kinds that training has seen; the others are counted apart too. Default: none.
     """
     won = [margin > 0 for margin in margins]
     rows = list(zip(attacks, won, strict=True))
     found = {kind: [is_won for attack, is_won in rows if attack.kind == kind] for kind in KINDS}
+    apart = [(attack, is_won) for attack, is_won in rows if attack.kind not in trained]
     return Attacks(
         against="right" if by_gold else "ordinary",
-        total=clustered_mean([float(is_won) for is_won in won], [attack.question_id for attack in attacks]),
-        kinds=tuple(AttackKind(kind=kind, below=proportion(outcomes)) for kind, outcomes in found.items() if outcomes),
+        total=_share(rows),
+        held_out=_share(apart) if 0 < len(apart) < len(rows) else None,
+        kinds=tuple(
+            AttackKind(kind=kind, below=proportion(outcomes), trained=True if kind in trained else None)
+            for kind, outcomes in found.items()
+            if outcomes
+        ),
     )
+
+
+def _share(rows: Sequence[tuple[Attack, bool]]) -> Figure:
+    return clustered_mean([float(is_won) for _, is_won in rows], [attack.question_id for attack, _ in rows])
 
 
 def others_of(replies: Sequence[str], index: int, count: int = 16) -> tuple[str, ...]:

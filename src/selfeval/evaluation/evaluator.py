@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfeval.quality.calibration import calibration_error, reliability_bins, risk_coverage
+from selfeval.quality.calibration import aurc, calibration_error, reliability_bins, risk_coverage
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
+from selfeval.quality.margin_signals import MarginCalibration
 from selfeval.quality.statistics import mean_figure, proportion, sigmoid, spearman_figure
 from selfeval.records import Reply, Verdict, VerdictState
 from selfeval.report.schema import (
@@ -17,6 +18,7 @@ from selfeval.report.schema import (
     Disagreement,
     Evaluator,
     EvaluatorComparisons,
+    EvaluatorConfidence,
     FirstPairs,
     TokensPerVerdict,
 )
@@ -45,6 +47,8 @@ class JudgedPair:
         margin: evaluator score of the first reply minus that of the second.
         disagreement: standard deviation of the margin over the members of an ensemble; 0 for a single evaluator.
         right: whether each reply is right by gold (None if gold has no answer); None without gold.
+        surprise: Optional. Negative mean log-prob per unit of both replies under an n-gram model of the run, in nats. Default:
+            not measured.
     """
 
     verdict: Verdict
@@ -52,6 +56,7 @@ class JudgedPair:
     margin: float
     disagreement: float
     right: tuple[bool | None, bool | None] | None
+    surprise: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class EvaluatorFacts:
         pairs_trained: number of pairs used to train the evaluators.
         members: number of evaluators.
         labels_from_file: the verdicts are pairs from a file, so no judge was asked. Default: False.
+        confidence: Optional. Map from margin and disagreement to the confidence. Default: the margin alone decides.
     """
 
     temperature: float
@@ -88,6 +94,13 @@ class EvaluatorFacts:
     pairs_trained: int
     members: int
     labels_from_file: bool = False
+    confidence: MarginCalibration | None = None
+
+    def confidence_in(self, pair: JudgedPair) -> float:
+        """Return the confidence in the reply that the evaluator prefers, at least 0.5."""
+        if self.confidence is None:
+            return sigmoid(abs(pair.margin) / self.temperature)
+        return self.confidence.confidence(pair.margin, pair.disagreement)
 
 
 def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
@@ -134,7 +147,7 @@ def measure_evaluator(
     # Baselines, calibration and risk use one set of labels: gold if it labels at least one pair.
     labelled = gold or judge
     # Confidence in the reply that the evaluator prefers, so it is at least 0.5.
-    confidence = [sigmoid(abs(p.pair.margin) / facts.temperature) for p in labelled]
+    confidence = [facts.confidence_in(p.pair) for p in labelled]
     right = [p.evaluator_right for p in labelled]
     judge_asked = not (facts.labels_from_file and labelled)
     correct = [float(r) for r in right]
@@ -151,11 +164,26 @@ def measure_evaluator(
         temperature=facts.temperature,
         temperature_pairs=facts.temperature_pairs,
         members=facts.members,
+        confidence=None if facts.confidence is None else _confidence(labelled, facts, facts.confidence),
         disagreement=_disagreement(labelled) if facts.members > 1 else None,
         risk_coverage=tuple(risk_coverage(confidence, correct)) if correct else (),
         calibration=tuple(Bin(confidence=c, accuracy=a, n=n) for c, a, n in reliability_bins(confidence, correct)),
         cost=cost,
         attacks=attacks,
+    )
+
+
+def _confidence(labelled: Sequence[LabelledPair], facts: EvaluatorFacts, found: MarginCalibration) -> EvaluatorConfidence:
+    plain = [sigmoid(abs(p.pair.margin) / facts.temperature) for p in labelled]
+    both, right = [facts.confidence_in(p.pair) for p in labelled], [p.evaluator_right for p in labelled]
+    credit = [float(is_right) for is_right in right]
+    return EvaluatorConfidence(
+        **found.weights,
+        scale=found.scale,
+        steps=found.steps,
+        ece_of_margin=calibration_error(plain, right),
+        aurc=aurc(both, credit),
+        aurc_of_margin=aurc(plain, credit),
     )
 
 
@@ -228,6 +256,19 @@ def _mean_logprob(reply: Reply) -> float:
     return -math.inf if is_missing else reply.logprob / max(1, len(reply.ids))
 
 
+def _preference_of_ngrams(pair: JudgedPair) -> float:
+    # An empty or unfinished reply never wins against another one, however usual its words are.
+    first, second = zip(pair.surprise or (0.0, 0.0), pair.replies, strict=True)
+    faults = [(math.isinf(surprise), not reply.finished) for surprise, reply in (first, second)]
+    if faults[0] != faults[1]:
+        return 1.0 if faults[0] < faults[1] else -1.0
+    return 0.0 if first[0] == second[0] else second[0] - first[0]
+
+
+def _has_ngrams(labelled: Sequence[LabelledPair]) -> bool:
+    return bool(labelled) and all(p.pair.surprise is not None for p in labelled)
+
+
 def _credits(labelled: Sequence[LabelledPair], rule: Rule) -> list[float]:
     """Return the credit of a rule on each pair: 1 if it prefers the better reply, 0 if the other, 0.5 for a tie."""
     return [_credit(rule(p.pair), p.better) for p in labelled]
@@ -242,6 +283,7 @@ def _baselines(labelled: Sequence[LabelledPair], *, with_judge: bool) -> Baselin
         longer_wins=mean_figure(_credits(labelled, _preference_of_length)),
         first_wins=mean_figure(_credits(labelled, lambda _: 1.0)),
         mean_logprob=mean_figure(_credits(labelled, _preference_of_logprob)),
+        ngram=mean_figure(_credits(labelled, _preference_of_ngrams)) if _has_ngrams(labelled) else None,
         judge=mean_figure(_credits(labelled, _preference_of_judge)) if with_judge else None,
     )
 
@@ -263,6 +305,7 @@ def compare_with_rules(labelled: Sequence[LabelledPair], *, with_judge: bool = F
         longer_wins=less(_preference_of_length),
         first_wins=less(lambda _: 1.0),
         mean_logprob=less(_preference_of_logprob),
+        ngram=less(_preference_of_ngrams) if _has_ngrams(labelled) else None,
         judge=less(_preference_of_judge) if with_judge else None,
         chance=compare_with_level(ours, 0.5, questions),
     )

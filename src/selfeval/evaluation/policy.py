@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from selfeval.evaluation.diversity import ReplyVectors, compare_diversity
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
 from selfeval.quality.length_control import length_controlled_win_rate
 from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_of_means
@@ -72,7 +73,12 @@ def outcome(judgement: Judgement, tie: float) -> Outcome:
 
 
 def measure_policy(
-    answered: Sequence[Answered], alarms: Sequence[Alarm], over_optimisation: OverOptimisation | None, *, has_gold: bool
+    answered: Sequence[Answered],
+    alarms: Sequence[Alarm],
+    over_optimisation: OverOptimisation | None,
+    *,
+    has_gold: bool,
+    vectors: ReplyVectors | None = None,
 ) -> Policy:
     """Compare the policy with the initial policy.
 
@@ -81,6 +87,7 @@ def measure_policy(
         alarms: alarms of the watchdogs during training.
         over_optimisation: over-optimisation metrics, or None if they could not be measured.
         has_gold: whether there is a gold oracle, even if it has no answer to any of these questions.
+        vectors: Optional. Vectors of the replies, for their Vendi score.
     """
     # Unparsable comparisons are left out rather than counted as ties; the report shows their number.
     decided = [(CREDITS[a.outcome], a) for a in answered if a.outcome != "unparsable"]
@@ -102,6 +109,7 @@ def measure_policy(
         comparisons=PolicyComparisons(gold=gold, win_rate=compare_with_level(scores)),
         kl=mean_figure([a.kl for a in answered], bounds=None),
         length_ratio=ratio_of_means([a.tokens_after for a in answered], [a.tokens_before for a in answered]),
+        diversity=compare_diversity([a.before for a in answered], [a.after for a in answered], vectors),
         watchdogs=tuple(alarms),
         overoptimisation=over_optimisation,
     )

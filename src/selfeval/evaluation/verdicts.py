@@ -8,6 +8,7 @@ from statistics import fmean
 
 from selfeval.judging.choices import is_consistent
 from selfeval.quality.judge_calibration import Calibration
+from selfeval.quality.judge_signals import SignalCalibration
 from selfeval.quality.statistics import Figure, mean_figure, proportion
 from selfeval.records import (
     AgreementEvidence,
@@ -19,7 +20,7 @@ from selfeval.records import (
     Verdict,
     VerdictState,
 )
-from selfeval.report.schema import JudgeCalibration, JudgeMember, JudgeProbe, UnreadableOrders, Verdicts
+from selfeval.report.schema import JudgeCalibration, JudgeMember, JudgeProbe, JudgeSignals, UnreadableOrders, Verdicts
 
 __all__ = ["count_causes", "label_is_right", "measure_verdicts"]
 
@@ -30,7 +31,7 @@ def measure_verdicts(
     *,
     from_file: bool,
     probe: JudgeProbe | None = None,
-    calibration: Calibration | None = None,
+    calibration: Calibration | SignalCalibration | None = None,
 ) -> Verdicts:
     """Measure the verdicts of both splits.
 
@@ -58,10 +59,18 @@ def measure_verdicts(
         vote_entropy=_vote_entropy(verdicts),
         mean_grade=_mean_grade(verdicts),
         members=_members(verdicts),
-        calibration=None if calibration is None else JudgeCalibration(**vars(calibration)),
+        calibration=None if calibration is None else _calibration(calibration),
         probe=probe,
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
     )
+
+
+def _calibration(found: Calibration | SignalCalibration) -> JudgeCalibration:
+    if isinstance(found, Calibration):
+        return JudgeCalibration(**vars(found))
+    signals = JudgeSignals(**found.weights, steps=found.steps)
+    # The slope of a look that was cut off is the sum of two weights, so there is one scale.
+    return JudgeCalibration(slope=found.scale, truncated_slope=found.scale, bias=found.bias, signals=signals)
 
 
 def _majority_share(verdicts: Sequence[Verdict]) -> Figure | None:

@@ -96,7 +96,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     for fence in _FENCE.finditer(text):
         if opened is None:
             opened = fence
-        # A block is closed by at least as many of its own signs and no language; others are part of it.
+        # A block is closed by at least as many of the signs that opened it, and no language; others are part of it.
         elif fence[1].startswith(opened[1]) and not fence[2]:
             blocks.append((opened[2].lower(), text[opened.end() + 1 : fence.start()]))
             opened = None

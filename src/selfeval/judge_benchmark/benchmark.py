@@ -25,6 +25,7 @@ from selfeval.runs.templates import day_of
 from selfeval.stages.shards import InProcess, ModelHandle, StageShards, map_shards
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, fingerprint
+from selfeval.store.remote.places import local_run
 
 __all__ = ["JudgeBenchmark", "benchmark_judge", "judge_pairs", "loaded_once", "refuse_server_of_run", "results_store"]
 
@@ -111,7 +112,7 @@ def benchmark_judge(
     pairs = [pair for pair in found if pair.label is not None]
     if not pairs:
         raise DataError(f"no pair of {data} has a label of the majority; label some first")
-    folder = None if run is None else Path(run)
+    folder = None if run is None else local_run(run)
     subject = subject_of(folder, model, judge, settings, sure, trust_remote_code=trust_remote_code)
     picked, terminal = sampled(pairs, limit, seed), Terminal(quiet=not progress)
     with results_store(output, _STAGE) as store:

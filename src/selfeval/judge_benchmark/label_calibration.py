@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from selfeval.config import JUDGES, VerdictsConfig
 from selfeval.judge_benchmark.figures import Case
@@ -13,8 +14,10 @@ from selfeval.judging.calibrated import looks_of
 from selfeval.judging.protocol import Judgement
 from selfeval.quality.calibration import calibration_error
 from selfeval.quality.judge_calibration import Calibration, Looks, fit_to_labels
+from selfeval.quality.judge_signals import SIGNALS, SignalCalibration, fit_signals_to_labels
 from selfeval.quality.label_agreement import credit_of
 from selfeval.quality.selective_risk import Threshold, choose_threshold
+from selfeval.quality.signed_regression import Steps
 from selfeval.quality.statistics import Figure
 from selfeval.records import Verdict, VerdictState
 from selfeval.stages.judge_fit import calibrated_verdict
@@ -27,11 +30,13 @@ class LabelCalibration:
     """A calibration on labels.
 
     Attributes:
-        slope, truncated_slope, bias: see `Calibration`.
+        slope, truncated_slope, bias: see `Calibration`; of signals, both slopes are `SignalCalibration.scale`.
         fitted: number of labelled pairs that it was fitted to, one per question.
         ece_before: expected calibration error of the recorded confidence on the other pairs.
         ece: expected calibration error of the calibrated confidence on the same pairs.
         threshold: the smallest calibrated confidence with the wanted error rate, with a guarantee, chosen on the same pairs.
+        weights: weights of `SIGNALS`; empty if the log-odds alone are calibrated.
+        steps: points of an isotonic regression; empty without one.
     """
 
     slope: float
@@ -41,17 +46,26 @@ class LabelCalibration:
     ece_before: Figure
     ece: Figure
     threshold: Threshold
+    weights: tuple[float, ...] = ()
+    steps: Steps = ()
 
     @property
     def settings(self) -> tuple[str, ...]:
         """The settings with which a run uses this calibration; `verdicts.keep` among them if a threshold has the error rate."""
-        values = {"method": "given", "slope": self.slope, "truncated_slope": self.truncated_slope, "bias": self.bias}
+        slopes = {"slope": self.slope} if self.weights else {"slope": self.slope, "truncated_slope": self.truncated_slope}
+        values: dict[str, Any] = {"method": "given", **slopes, "bias": self.bias}
+        if self.weights:
+            values |= {"map": "isotonic" if self.steps else "temperature", "weights": _as_list(self.weights)}
+        if self.steps:
+            values["steps"] = f"[{','.join(map(_as_list, self.steps))}]"
         keep = () if self.threshold.value is None else (f"verdicts.keep={self.threshold.value:g}",)
         return (*(f"verdicts.calibration.{name}={value}" for name, value in values.items()), *keep)
 
 
 def calibrate_on_labels(cases: Sequence[Case], error: float, config: VerdictsConfig) -> LabelCalibration | None:
     """Fit a calibration to a random half of the labelled pairs, and measure it on the others.
+
+    It is one of the log-odds, or of all signals of a verdict (`verdicts.calibration.map`).
 
     None if the half has fewer than 50 pairs with a verdict, or if the recorded probabilities cannot be traced back: they were
     calibrated with given values, and the judge does not ask both orders.
@@ -65,18 +79,36 @@ def calibrate_on_labels(cases: Sequence[Case], error: float, config: VerdictsCon
         return None
     fitting, others = _halves(cases)
     labelled = [(looks, case.pair.label == "first") for case in fitting if (looks := _looks(case)) is not None]
-    found = fit_to_labels([looks for looks, _ in labelled], [label for _, label in labelled])
+    found = _fitted([looks for looks, _ in labelled], [label for _, label in labelled], config.calibration.map)
     if found is None:
         return None
-    # As printed: a run that is given these numbers has the confidences that are measured here.
-    found = Calibration(*(round(value, 4) for value in (found.slope, found.truncated_slope, found.bias)))
     after = [dataclasses.replace(case, verdict=calibrated_verdict(case.verdict, found, config)) for case in others]
+    signals = found if isinstance(found, SignalCalibration) else None
+    slopes = (found.scale, found.scale) if isinstance(found, SignalCalibration) else (found.slope, found.truncated_slope)
     return LabelCalibration(
-        *(found.slope, found.truncated_slope, found.bias, len(labelled)),
+        *(*slopes, found.bias, len(labelled)),
         ece_before=_calibration_error(others),
         ece=_calibration_error(after),
         threshold=threshold_of(after, error),
+        weights=() if signals is None else tuple(signals.weights[name] for name in SIGNALS),
+        steps=() if signals is None else signals.steps,
     )
+
+
+def _fitted(
+    looks: Sequence[Looks], labels: Sequence[bool], shape: Literal["slope", "temperature", "isotonic"]
+) -> Calibration | SignalCalibration | None:
+    """Fit to labels, rounded as printed: a run that is given these numbers has the confidences that are measured here."""
+    if shape != "slope":
+        signals = fit_signals_to_labels(looks, labels, shape)
+        return signals and signals.rounded(4)
+    found = fit_to_labels(looks, labels)
+    return found and Calibration(*(round(value, 4) for value in (found.slope, found.truncated_slope, found.bias)))
+
+
+def _as_list(values: Sequence[float]) -> str:
+    # Without spaces: a list with spaces is several words of a shell.
+    return f"[{','.join(f'{value:g}' for value in values)}]"
 
 
 def _halves(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:

@@ -81,7 +81,9 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Threshold):
         return {name: _as_json(part) for name, part in vars(value).items()}
     if isinstance(value, tuple):
-        return [[round(number, 6) for number in point] for point in value]
+        return [_as_json(list(point)) if isinstance(point, tuple) else _as_json(point) for point in value]
+    if isinstance(value, list):
+        return [round(number, 6) for number in value]
     return round(value, 6) if isinstance(value, float) else value
 
 

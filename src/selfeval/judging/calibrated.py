@@ -5,13 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from selfeval.config import VerdictsConfig
 from selfeval.judging.protocol import Comparison, Judge, JudgeFit, Judgement
 from selfeval.quality.judge_calibration import Calibration, Looks, log_odds
+from selfeval.quality.judge_signals import SIGNALS, SignalCalibration
 from selfeval.quality.statistics import rounded
-from selfeval.records import PairwiseEvidence, Unreadable
+from selfeval.records import (
+    CombinedEvidence,
+    Evidence,
+    PairwiseEvidence,
+    SampledPairwiseEvidence,
+    SampledPointwiseEvidence,
+    Unreadable,
+)
 
 __all__ = ["CalibratedJudge", "calibrated", "calibration_of", "looks_of", "rounded_judgement"]
 
@@ -24,7 +33,7 @@ class CalibratedJudge:
         calibration: the map from its log-odds to a probability.
     """
 
-    def __init__(self, judge: Judge, calibration: Calibration) -> None:
+    def __init__(self, judge: Judge, calibration: Calibration | SignalCalibration) -> None:
         self._judge, self._calibration = judge, calibration
 
     def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
@@ -33,7 +42,7 @@ class CalibratedJudge:
         return [calibrated(rounded_judgement(j), self._calibration) for j in self._judge.judge(comparisons, advance)]
 
 
-def calibration_of(config: VerdictsConfig, fit: JudgeFit) -> Calibration | None:
+def calibration_of(config: VerdictsConfig, fit: JudgeFit) -> Calibration | SignalCalibration | None:
     """Return the calibration of a judge: that of the settings, or that which was fitted; None if there is none.
 
     Args:
@@ -41,6 +50,9 @@ def calibration_of(config: VerdictsConfig, fit: JudgeFit) -> Calibration | None:
         fit: what was estimated from the judge's verdicts before.
     """
     given = config.calibration
+    if given.method == "given" and given.weights:
+        weights = dict(zip(SIGNALS, given.weights, strict=True))
+        return SignalCalibration(weights, given.bias, given.slope, given.steps)
     if given.method == "given":
         return Calibration(given.slope, given.truncated_slope, given.bias)
     return fit.calibration if config.fits_consistency else None
@@ -56,13 +68,31 @@ def looks_of(judgement: Judgement) -> Looks | None:
     evidence = judgement.evidence
     truncated = evidence is not None and Unreadable.TRUNCATED in evidence.causes
     if not isinstance(evidence, PairwiseEvidence):
-        return Looks((log_odds(judgement.probability),), truncated)
+        return Looks((log_odds(judgement.probability),), truncated, (_entropy(evidence),), _disagreement(evidence))
     assert evidence.in_order is not None
     assert evidence.swapped is not None
-    return Looks((log_odds(evidence.in_order), log_odds(evidence.swapped)), truncated)
+    sampled = evidence.vote_entropies if isinstance(evidence, SampledPairwiseEvidence) else (None, None)
+    entropies = tuple(entropy or 0.0 for entropy in sampled)
+    return Looks((log_odds(evidence.in_order), log_odds(evidence.swapped)), truncated, entropies)
 
 
-def calibrated(judgement: Judgement, calibration: Calibration) -> Judgement:
+def _entropy(evidence: Evidence | None) -> float:
+    """Return the mean vote entropy of a verdict with one look; 0 if no votes were sampled."""
+    if isinstance(evidence, CombinedEvidence):
+        return fmean(_entropy(member) for member in evidence.members) if evidence.members else 0.0
+    if not isinstance(evidence, (SampledPairwiseEvidence, SampledPointwiseEvidence)):
+        return 0.0
+    known = [entropy for entropy in evidence.vote_entropies if entropy is not None]
+    return fmean(known) if known else 0.0
+
+
+def _disagreement(evidence: Evidence | None) -> float:
+    """Return the smaller share of the votes of the members of a combined judge; 0 for another judge."""
+    votes = [vote for vote in evidence.votes if vote] if isinstance(evidence, CombinedEvidence) else []
+    return min(votes.count(1), votes.count(-1)) / len(votes) if votes else 0.0
+
+
+def calibrated(judgement: Judgement, calibration: Calibration | SignalCalibration) -> Judgement:
     """Return the judgement with its calibrated probability.
 
     Args:

@@ -11,6 +11,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import JudgeRole, VerdictsConfig
 from selfeval.judging.templates import Templates
 from selfeval.quality.judge_calibration import Calibration
+from selfeval.quality.judge_signals import SignalCalibration
 from selfeval.records import Evidence, Message, VerdictState
 
 __all__ = ["UNFITTED", "Comparison", "Judge", "JudgeContext", "JudgeFit", "Judgement", "state_of"]
@@ -81,7 +82,7 @@ class JudgeFit:
     """
 
     accuracies: tuple[float, ...] | None = None
-    calibration: Calibration | None = None
+    calibration: Calibration | SignalCalibration | None = None
 
 
 UNFITTED = JudgeFit()

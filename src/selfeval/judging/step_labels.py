@@ -1,6 +1,6 @@
 """Label the steps of replies without humans: complete the reply from the end of each step, and compare the final answers.
 
-Wang et al. 2024, Math-Shepherd, section 3.3 (https://arxiv.org/abs/2312.08935): a step is good if a reply that goes on from it
+Wang et al. 2024, Math-Shepherd, section 3.3 (https://arxiv.org/abs/2312.08935): a step is good if a reply continued from it
 reaches the right answer. There the right answer is known. Here it is the answer of most replies that are sampled to the
 question, as in the judge `agreement`, or any reference that the caller gives, such as gold for a measurement.
 """

@@ -24,7 +24,7 @@ __all__ = ["Agreement", "Answered", "answered_pairs", "measure_agreement"]
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the labels of people say about all judged test pairs. A figure's `n` counts questions, except that of `kappa`.
+    """Agreement of the labels of people with all judged test pairs. A figure's `n` counts questions, except that of `kappa`.
 
     Attributes:
         pairs: number of judged test pairs, which the figures are about.

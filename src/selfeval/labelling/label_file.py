@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from selfeval.errors import RunFolderError
 from selfeval.records import Label, from_json, to_json
 from selfeval.store import as_storage_error, open_file, read_rows
+from selfeval.store.remote.working_copy import refuse_lost_labels
 
 __all__ = ["LABELS", "LabelFile"]
 
@@ -80,6 +81,7 @@ class LabelFile:
         Raises:
             StorageError, RunFolderError: see `append`.
         """
+        refuse_lost_labels(self.path.parent)
         if not self.path.parent.is_dir():  # taking the lock would create it again, without the run
             raise RunFolderError(f"{self.path.parent} was removed; move it back and answer again")
         # A new object each time: two threads that share one would both hold the lock.

@@ -119,19 +119,19 @@ def latest_labels(labels: Iterable[Label]) -> list[Label]:
     return list(latest.values())
 
 
-def current_labels(labels: Iterable[Label], pairs: Iterable[LabelPair]) -> CurrentLabels:
+def current_labels(labels: Iterable[Label], pairs: Mapping[PairKey, LabelPair]) -> CurrentLabels:
     """Return the latest labels by pair; see `latest_labels`.
 
     Labels of other texts than those of the pairs are left out.
 
     Args:
         labels: labels in the order in which they were given.
-        pairs: the pairs.
+        pairs: the pairs by their identity.
     """
-    known, found = {pair.key: pair.texts for pair in pairs}, defaultdict[PairKey, list[Label]](list)
+    found = defaultdict[PairKey, list[Label]](list)
     for label in latest_labels(labels):
         key = key_of(label.question_id, label.first, label.second)
-        if known.get(key) == label.texts:
+        if key in pairs and pairs[key].texts == label.texts:
             found[key].append(label)
     return {key: tuple(on_pair) for key, on_pair in found.items()}
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from selfeval.errors import RunFolderError
 from selfeval.labelling.pairs import LabelPair, key_of
-from selfeval.labelling.queue import Draw
+from selfeval.labelling.queue import Draw, Preference
 from selfeval.store import as_storage_error, fingerprint, read_object, write_json
 
-__all__ = ["QUEUE", "queue_id", "read_queue", "write_queue"]
+__all__ = ["QUEUE", "queue_id", "read_preference", "read_queue", "write_queue"]
 
 QUEUE = "label_queue.json"
 """The file, in a run folder; written with the first label."""
@@ -27,8 +27,13 @@ def queue_id(queue: Sequence[Draw]) -> str:
     return fingerprint([_as_json(draw) for draw in queue])
 
 
-def write_queue(folder: Path, queue: Sequence[Draw]) -> None:
+def write_queue(folder: Path, queue: Sequence[Draw], prefer: Preference = "uncertain") -> None:
     """Write the queue atomically, after renaming the file of an earlier one.
+
+    Args:
+        folder: the run folder.
+        queue: the queue.
+        prefer: the pairs that come early in it. Default: `uncertain`.
 
     Raises:
         StorageError: the disk is full or not writable.
@@ -41,7 +46,7 @@ def write_queue(folder: Path, queue: Sequence[Draw]) -> None:
             path.replace(path.with_stem(f"{path.stem}-{earlier}"))
         except OSError as error:
             raise as_storage_error(path, error) from error
-    write_json(path, {"draws": [_as_json(draw) for draw in queue]})
+    write_json(path, {"prefer": prefer, "draws": [_as_json(draw) for draw in queue]})
 
 
 def _as_json(draw: Draw) -> dict[str, Any]:
@@ -73,6 +78,15 @@ def read_queue(folder: Path, pairs: Sequence[LabelPair]) -> list[Draw] | None:
         raise RunFolderError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
     queue = [draw for draw in found if draw is not None]
     return queue if len(queue) == len(rows) == len(pairs) else None
+
+
+def read_preference(folder: Path) -> str:
+    """Return the pairs that come early in the saved queue; `uncertain` if the file does not say, as earlier versions.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    return str(read_object(folder / QUEUE, "draws", remedy=_REMEDY).get("prefer", "uncertain"))
 
 
 def _draw(row: Mapping[str, Any], known: Mapping[Any, LabelPair]) -> Draw | None:

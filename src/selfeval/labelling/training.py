@@ -27,7 +27,8 @@ def preferences(pairs: Sequence[LabelPair], labels: Iterable[Label]) -> Mapping[
         pairs: judged pairs of training questions.
         labels: all labels of the run; those that are not for training are left out.
     """
-    current, known = current_labels(training_labels(labels), pairs), {pair.key: pair for pair in pairs}
+    known = {pair.key: pair for pair in pairs}
+    current = current_labels(training_labels(labels), known)
     found = {key: people_choice(known[key], on_pair) for key, on_pair in current.items()}
     return {key: choice for key, choice in found.items() if choice is not None}
 

@@ -11,6 +11,7 @@ from itertools import groupby
 import torch
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.budget import prompt_pass_tokens
 from selfeval.backbone.meters import kept_by_allocator, kernel_bytes
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.precision import DTYPES
@@ -24,11 +25,12 @@ from selfeval.planner.phase_peaks import (
     ShapeLoop,
     add_optimizer,
     evaluator_peak,
+    label_peak,
     rollout_peak,
     score_peaks,
     update_peaks,
 )
-from selfeval.planner.shape_tracing import Peaks, computes, fullest
+from selfeval.planner.shape_tracing import Peaks, ShapeBackbone, computes, fullest
 from selfeval.planner.workload import Workload
 from selfeval.rollout.requests import Request
 from selfeval.training.context import POLICY
@@ -169,11 +171,11 @@ class Measured:
 
         return self._peak(trial, self._matrix)
 
-    def _of_base(self, shape: Shape, settings: Request) -> Peaks:
-        """Return the peak of sampling from the bare base, one reply per prompt, while further requests wait."""
+    def _of_base(self, trace: Callable[[ShapeBackbone], Peaks]) -> Peaks:
+        """Return the peak of work of the bare base."""
 
         def trial(loop: ShapeLoop) -> list[Peaks]:
-            peaks = rollout_peak(loop.backbone, shape, prompts=shape.rows, role=BASE, settings=settings, waiting=True)
+            peaks = trace(loop.backbone)
             # The bare base has no adapters in memory; the traced backbone has those of policy training.
             for peak in peaks.values():
                 peak["adapters"] = 0
@@ -181,13 +183,27 @@ class Measured:
 
         return self._peak(trial, self._matrix)
 
+    def _sampling(self, shape: Shape, settings: Request) -> Peaks:
+        """Return the peak of sampling from the bare base, one reply per prompt, while further requests wait."""
+        return self._of_base(
+            lambda backbone: rollout_peak(backbone, shape, prompts=shape.rows, role=BASE, settings=settings, waiting=True)
+        )
+
+    def _judging(self, rows: int) -> Peaks:
+        """Return the peak of the judge: of sampling its chain of thought, or of reading the label probabilities at once."""
+        work = self.work
+        if work.reasoning:
+            return self._sampling(Shape(rows, work.judge_prompt, work.reasoning), UNFILTERED)
+        # The limit of a pass of `next_logprobs`, which takes one prompt if it is longer.
+        most = max(1, min(rows, prompt_pass_tokens(self.placement.main.partition(":")[0]) // work.judge_prompt))
+        return self._of_base(lambda backbone: label_peak(backbone, work.judge_prompt, most, role=BASE))
+
     def _rollout(self, rows: int) -> Peaks:
         """Return the highest peak of sampling `rows` replies at once.
 
-        The candidates are policy training, the judge's chain of thought, and collecting replies.
+        The candidates are policy training, the judge, and collecting replies.
         """
         work, replies = self.work, self.config.replies
-        judging = self._of_base(Shape(rows, work.judge_prompt, work.reasoning), UNFILTERED)
         filtered = replace(
             UNFILTERED,
             top_p=_NUCLEUS,
@@ -195,8 +211,8 @@ class Measured:
             min_p=replies.min_p,
             repetition_penalty=replies.repetition_penalty,
         )
-        replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), filtered)
-        return fullest([self.of_policy(rows), judging, replying])
+        replying = self._sampling(Shape(rows, work.reply_prompt, work.reply), filtered)
+        return fullest([self.of_policy(rows), self._judging(rows), replying])
 
     def _learning(self, rows: int) -> dict[str, Peaks]:
         """Return the peaks of scoring and updating with micro-batches of `rows` of the longest sequences."""

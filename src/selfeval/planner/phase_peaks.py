@@ -21,6 +21,7 @@ from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
 from selfeval.prompt import Prompt
 from selfeval.rollout.batch import Batch
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.next_tokens import last_logprobs
 from selfeval.rollout.requests import Request
 from selfeval.rollout.rows import joins_rows
 from selfeval.runs.members import member_roles
@@ -39,6 +40,7 @@ __all__ = [
     "ShapeLoop",
     "add_optimizer",
     "evaluator_peak",
+    "label_peak",
     "optimizer_bytes",
     "rollout_peak",
     "score_peaks",
@@ -263,6 +265,21 @@ def rollout_peak(
     return meter.peaks
 
 
+def label_peak(backbone: ShapeBackbone, prompt: int, rows: int, *, role: str) -> Peaks:
+    """Trace a pass that reads label probabilities right after prompts; no prompts share a start, which takes the most memory.
+
+    Args:
+        backbone: of the model.
+        prompt: tokens of a prompt, at least 2.
+        rows: prompts of the pass.
+        role: acting role.
+    """
+    meter = backbone.footprint()
+    with torch.no_grad(), backbone.shapes, meter, backbone.acting_as(role):
+        last_logprobs(backbone, _sequences(Shape(rows, prompt - 1, 1), prompt - 1), torch.zeros(1, dtype=torch.int64))
+    return meter.peaks
+
+
 def _metered(batch: Batch, meter: Footprint) -> list[PreallocatedLayer]:
     """Replace the preallocated layers of a batch's caches by layers that label their tensors, and return these."""
     found = []
@@ -372,7 +389,7 @@ def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfi
 
 
 def _backward_peak(backbone: ShapeBackbone, role: str, hold: Callable[[], T], work: Callable[[T], Tensor | None]) -> Peaks:
-    """Trace a backward pass; only the gradients of its own role are in memory.
+    """Trace a backward pass; only the gradients of the role it trains are in memory.
 
     Args:
         role: acting role.

@@ -52,7 +52,7 @@ def make_plan(
     machine: Machine,
     *,
     work: Workload | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    report_progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Plan the memory of a run of one model under this configuration.
 
@@ -61,7 +61,7 @@ def make_plan(
         facts: facts of the model; no weight is loaded.
         machine: the devices and their free memory.
         work: Optional. Token counts. Default: the longest that the configuration allows.
-        tell: called with a sentence before each step that may take seconds. Default: does nothing.
+        report_progress: called with a sentence before each step that may take seconds. Default: does nothing.
 
     Returns:
         The plan with the largest settings that fit, up to the requested ones. If nothing fits, the plan of one row at a time,
@@ -71,13 +71,13 @@ def make_plan(
         ModelError, ConfigError: a model that a run refuses, or adapters, a context or attention that it does not support.
     """
     facts = facts.within(config.backbone.context)
-    tell(f"checking {facts.name}")
+    report_progress(f"checking {facts.name}")
     _check_usable(config.backbone, facts)
-    tell(f"placing the weights of {facts.name}")
+    report_progress(f"placing the weights of {facts.name}")
     precision, placement, said = _place(config.backbone, facts, machine)
     work = work or workload(config, facts.context)
     found = _search(
-        _Search(config.backbone, machine, tell),
+        _Search(config.backbone, machine, report_progress),
         lambda checkpointing: Measured(facts, config, precision, placement, work, checkpointing, machine.runtime),
     )
     fits = found.fits and not any(s.startswith("does not fit") for s in said)
@@ -106,12 +106,12 @@ class _Search:
     """Searches for the largest settings that fit on every device, up to the requested ones.
 
     Attributes:
-        tell: called with a sentence before each measurement.
+        report_progress: called with a sentence before each measurement.
     """
 
     config: BackboneConfig
     machine: Machine
-    tell: Callable[[str], None]
+    report_progress: Callable[[str], None]
 
     def _missing(self, peaks: Peaks) -> int:
         """Return the bytes that the tightest device lacks; negative if everything fits."""
@@ -123,7 +123,7 @@ class _Search:
         """Return the number of replies sampled at once; 0 if not even one fits."""
 
         def misses(rows: int) -> int:
-            self.tell(f"measuring {rows} concurrent replies")
+            self.report_progress(f"measuring {rows} concurrent replies")
             return self._missing(measured.rollout(rows))
 
         # The measure is the bytes missing on the tightest device, so the budget is 0.
@@ -134,7 +134,7 @@ class _Search:
 
         def misses(rows: int) -> int:
             how = "recomputed" if measured.checkpointing else "kept"
-            self.tell(f"measuring micro-batches of {rows} rows, layers {how}")
+            self.report_progress(f"measuring micro-batches of {rows} rows, layers {how}")
             return max(self._missing(peaks) for peaks in measured.learning(rows).values())
 
         return largest_fitting(misses, _wanted_rows(self.config, measured.work), 0)

@@ -135,19 +135,19 @@ class RunTime:
         }
 
 
-def estimate(config: RunConfig, tell: Callable[[str], None] = lambda text: None) -> RunTime:
+def estimate(config: RunConfig, report_progress: Callable[[str], None] = lambda text: None) -> RunTime:
     """Load the model, measure its speed, and return the time of each stage of one round.
 
     Args:
         config: configuration of the run, with the sizes that fit.
-        tell: called with the current step.
+        report_progress: called with the current step.
 
     Raises:
         InputError: the model or the seeds cannot be used.
     """
     if not config.model:
         raise ModelError("no model was given; use --model with a model folder")
-    tell(f"loading {config.model}")
+    report_progress(f"loading {config.model}")
     backbone = Backbone.load(config.model, config.backbone)
     folder = templates_folder(config.model, config.templates)
     chat = config.chat
@@ -159,7 +159,7 @@ def estimate(config: RunConfig, tell: Callable[[str], None] = lambda text: None)
         system=chat.system,
         rubric=config.verdicts.rubric,
     )
-    tell("sampling, scoring and learning a few replies")
+    report_progress("sampling, scoring and learning a few replies")
     return time_of_run(backbone, templates, config)
 
 

@@ -25,7 +25,7 @@ class Workload:
     Attributes:
         reply_prompt, grade_prompt: tokens before a reply, as read by policy and evaluator.
         judge_prompt: tokens of a prompt of judge or referee, with the replies that it shows.
-        reply, reasoning: token limits of a reply with its thinking, and of the judge's output.
+        reply, reasoning: token limits of a reply with its thinking, and of the judge's output; 0 if it writes nothing.
     """
 
     reply_prompt: int
@@ -63,7 +63,7 @@ def workload(config: RunConfig, context: int | None) -> Workload:
         grade_prompt,
         judge_prompt,
         min(sampled, room + 1 - max(reply_prompt, grade_prompt)),
-        min(config.verdicts.max_new_tokens if writes else 1, room + 1 - judge_prompt),
+        min(config.verdicts.max_new_tokens, room + 1 - judge_prompt) if writes else 0,
     )
 
 

@@ -28,6 +28,7 @@ from selfeval.runs.templates import day_of
 from selfeval.stages.gold import Gold, ask_ahead, gold_file, gold_key, load_gold
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_file
+from selfeval.store.remote.places import local_run
 from selfeval.texts import nearest
 
 __all__ = ["JUDGES", "compare"]
@@ -133,7 +134,7 @@ def _refuse_repeated(sources: Sequence[Source]) -> None:
 
 
 def _judge_run(sources: Sequence[Source], judge_run: str | Path | None) -> Path:
-    found = [one.path for one in sources if one.kind != "file"] if judge_run is None else [Path(judge_run)]
+    found = [one.path for one in sources if one.kind != "file"] if judge_run is None else [local_run(judge_run)]
     if not found:
         raise InputError("files of replies have no judge; pass --judge-run RUN, a run whose referee compares them")
     return found[0]

@@ -15,6 +15,7 @@ from selfeval.runs.policy import Policy
 from selfeval.runs.reader import RunReader, round_folder
 from selfeval.stages.given import read_questions, read_replies
 from selfeval.store import content_hash, fingerprint
+from selfeval.store.remote.places import local_run
 
 __all__ = ["BASE_SUFFIX", "Questions", "Source", "read_source", "shared_questions"]
 
@@ -66,7 +67,7 @@ def read_source(name: str) -> Source:
     """Read what a name on the command line refers to, without loading a model.
 
     Args:
-        name: a run folder, `RUN@base`, or a file of replies.
+        name: folder or URL of a run, `RUN@base`, or a file of replies.
 
     Raises:
         InputError: it is none of these.
@@ -74,7 +75,7 @@ def read_source(name: str) -> Source:
         DataError: the file cannot be read, or has several replies to a question.
     """
     run, is_base = name.removesuffix(BASE_SUFFIX), name.endswith(BASE_SUFFIX)
-    path = Path(os.path.abspath(run))
+    path = Path(os.path.abspath(local_run(run)))
     if path.is_dir():
         return _of_run(name, path, is_base=is_base)
     if is_base or not path.exists():

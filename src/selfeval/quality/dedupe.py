@@ -3,7 +3,7 @@
 Texts are compared in the form that `comparable` returns: normalised, without the label of a question, contractions written out.
 Two texts are near-duplicates if they are equal in that form, or if they have the same numbers and operators *and* their
 shingles overlap enough. Numbers are content: "Tom has 3 apples" and "Tom has 4 apples" are different questions, and so are
-3 - 5 and 3 + 5.
+3 - 5 and 3 + 5. Numbers in English or Chinese words count like those in digits.
 """
 
 from __future__ import annotations
@@ -12,10 +12,25 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
+from selfeval.quality.number_words import with_digits
 from selfeval.quality.written_questions import bare_question
 
-__all__ = ["NearDuplicates", "comparable", "jaccard", "normalise", "shingles", "units"]
+__all__ = [
+    "Compared",
+    "NearDuplicates",
+    "comparable",
+    "compared",
+    "is_near",
+    "is_unspaced",
+    "jaccard",
+    "normalise",
+    "quantities",
+    "shingles",
+    "units",
+]
 
 # Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = re.compile(
@@ -101,7 +116,17 @@ def units(text: str) -> list[str]:
         The units in order; empty if the text has none.
     """
     folded = normalise(text)
-    return list(folded.replace(" ", "")) if _UNSPACED.search(folded) else folded.split()
+    return list(folded.replace(" ", "")) if is_unspaced(folded) else folded.split()
+
+
+def is_unspaced(text: str) -> bool:
+    """Return whether a text has a character of a script without spaces between words.
+
+    Example:
+        >>> is_unspaced("two apples"), is_unspaced("两个苹果")
+        (False, True)
+    """
+    return _UNSPACED.search(text) is not None
 
 
 def shingles(text: str, size: int = 3) -> frozenset[str]:
@@ -143,6 +168,51 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return shared / (len(a) + len(b) - shared) if a or b else 1.0
 
 
+def is_near(a: frozenset[str], b: frozenset[str], threshold: float) -> bool:
+    """Return whether two texts with the same numbers are near-duplicates, given their shingles."""
+    return jaccard(a, b) >= threshold
+
+
+def quantities(text: str) -> str:
+    """Return the numbers and operators of a text, sorted: two texts that differ in them are different questions.
+
+    Args:
+        text: any text.
+
+    Example:
+        >>> quantities("Tom has 3 apples and 1,000 pens. What is 3 + 1,000?")
+        '+ 1000 1000 3 3'
+        >>> quantities("Tom has three apples and a thousand pens."), quantities("三个苹果和十二个梨")
+        ('1000 3', '12 3')
+    """
+    return _quantities(comparable(text))
+
+
+def _quantities(folded: str) -> str:
+    return " ".join(sorted(_QUANTITY.findall(with_digits(folded))))
+
+
+class Compared(NamedTuple):
+    """A text as it is compared.
+
+    Attributes:
+        folded: the text in the form of `comparable`.
+        parts: its shingles.
+        numbers: its numbers and operators (`quantities`).
+    """
+
+    folded: str
+    parts: frozenset[str]
+    numbers: str
+
+
+@lru_cache(maxsize=4)
+def compared(text: str) -> Compared:
+    """Return a text as it is compared. The last texts are kept, because a text is searched for and then added."""
+    folded = comparable(text)
+    return Compared(folded, shingles(folded), _quantities(folded))
+
+
 class NearDuplicates:
     """An index of texts that finds near-duplicates among those added earlier.
 
@@ -153,6 +223,8 @@ class NearDuplicates:
 
     Args:
         threshold: minimum Jaccard similarity of near-duplicates, in (0, 1]. Default: 0.8.
+        same_numbers: texts with other numbers or operators are no near-duplicates; false: they are words like others, as in
+            versions of a document. Default: True.
 
     Raises:
         ValueError: the threshold is not in (0, 1].
@@ -164,10 +236,10 @@ class NearDuplicates:
         ('q1', None)
     """
 
-    def __init__(self, threshold: float = 0.8) -> None:
+    def __init__(self, threshold: float = 0.8, *, same_numbers: bool = True) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
-        self.threshold = threshold
+        self.threshold, self._same_numbers = threshold, same_numbers
         self._key_of: dict[str, str] = {}
         self._texts: list[tuple[str, frozenset[str]]] = []
         self._index: dict[tuple[str, str], list[int]] = {}
@@ -178,7 +250,7 @@ class NearDuplicates:
         Args:
             text: any text; it is not added.
         """
-        folded = comparable(text)
+        folded = compared(text).folded
         if folded in self._key_of:
             return self._key_of[folded]
         return next(self._matches(text), None)
@@ -189,14 +261,14 @@ class NearDuplicates:
         Args:
             text: any text; it is not added.
         """
-        same = self._key_of.get(comparable(text))
+        same = self._key_of.get(compared(text).folded)
         found = list(self._matches(text))
         return found if same is None or same in found else [same, *found]
 
     def _matches(self, text: str) -> Iterator[str]:
-        folded = comparable(text)
-        parts = shingles(folded)
-        return (self._texts[i][0] for i in sorted(self._candidates(folded, parts)) if self._is_near(parts, self._texts[i][1]))
+        parts = compared(text).parts
+        candidates = sorted(self._candidates(text))
+        return (self._texts[i][0] for i in candidates if is_near(parts, self._texts[i][1], self.threshold))
 
     def add(self, key: str, text: str) -> None:
         """Add a text under a key. If two texts are equal, `find` returns the key of the first.
@@ -205,29 +277,25 @@ class NearDuplicates:
             key: key that `find` returns for near-duplicates of this text.
             text: any text.
         """
-        folded = comparable(text)
+        folded, parts, _ = compared(text)
         if folded in self._key_of:
             return
         self._key_of[folded] = key
-        parts, numbers = shingles(folded), _numbers(folded)
+        numbers = self._key_numbers(text)
         # Keyed by the numbers as well, so texts with other numbers never meet as candidates.
         for part in parts:
             self._index.setdefault((numbers, part), []).append(len(self._texts))
         self._texts.append((key, parts))
 
-    def _candidates(self, folded: str, parts: frozenset[str]) -> set[int]:
-        numbers = _numbers(folded)
+    def _key_numbers(self, text: str) -> str:
+        return compared(text).numbers if self._same_numbers else ""
+
+    def _candidates(self, text: str) -> set[int]:
+        parts, numbers = compared(text).parts, self._key_numbers(text)
         postings = sorted((self._index.get((numbers, part), []) for part in parts), key=len)
         # Subtract 1e-9, because 0.7 * 10 is 7.000000000000001 in floating point and must not be rounded up to 8.
         needed = math.ceil(self.threshold * len(parts) - 1e-9)
         return {i for posting in postings[: len(parts) - needed + 1] for i in posting}
-
-    def _is_near(self, a: frozenset[str], b: frozenset[str]) -> bool:
-        return jaccard(a, b) >= self.threshold
-
-
-def _numbers(folded: str) -> str:
-    return " ".join(sorted(_QUANTITY.findall(folded)))
 
 
 def _folded(text: str, i: int) -> str:

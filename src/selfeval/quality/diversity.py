@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from selfeval.quality.dedupe import units
 
-__all__ = ["distinct_n"]
+__all__ = ["distinct_n", "distinct_share_of_units"]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:
@@ -29,8 +29,24 @@ def distinct_n(texts: Sequence[str], n: int) -> float | None:
         >>> distinct_n(["A cat sat.", "a cat ran"], 2)
         0.75
     """
+    return distinct_share_of_units([units(text) for text in texts], n)
+
+
+def distinct_share_of_units(parts: Sequence[Sequence[str]], n: int) -> float | None:
+    """Compute `distinct_n` of texts that are split into units already.
+
+    Args:
+        parts: the units of each text.
+        n: number of units per n-gram, > 0.
+
+    Raises:
+        ValueError: n is not positive.
+
+    Example:
+        >>> distinct_share_of_units([["a", "b"], ["a", "c"]], 1)
+        0.75
+    """
     if n <= 0:
         raise ValueError(f"n must be positive, got {n}")
-    parts = [units(text) for text in texts]
     grams = [tuple(part[i : i + n]) for part in parts for i in range(len(part) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None

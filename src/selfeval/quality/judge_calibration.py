@@ -28,13 +28,18 @@ from selfeval.quality.statistics import sigmoid, wilson_interval
 
 __all__ = [
     "FEWEST_PAIRS",
+    "PRIOR",
     "Calibration",
     "Looks",
     "agreement_accuracy",
     "fit_to_consistency",
     "fit_to_labels",
     "log_odds",
+    "matching_slope",
+    "position_bias",
+    "sign_agreement",
     "unbiased_agreement",
+    "unbiased_looks",
 ]
 
 T = TypeVar("T")
@@ -57,10 +62,14 @@ class Looks:
     Attributes:
         values: log-odds that the first reply is better, one or two: in order, swapped.
         truncated: whether an output was cut off, and its verdict read after an appended lead.
+        entropies: entropy in nats of the sampled votes of each look. Default: none were sampled.
+        disagreement: share of the votes of a combined judge's members that are against its choice, in [0, 1/2]. Default: 0.
     """
 
     values: tuple[float, ...]
     truncated: bool = False
+    entropies: tuple[float, ...] = ()
+    disagreement: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,11 @@ class Calibration:
     truncated_slope: float
     bias: float = 0.0
 
+    @property
+    def is_useless(self) -> bool:
+        """Whether every pair gets the probability 1/2."""
+        return max(self.slope, self.truncated_slope) == 0.0
+
     def probability(self, looks: Looks) -> float:
         """Compute the probability that the first reply is better: σ(w Σ y).
 
@@ -85,7 +99,7 @@ class Calibration:
             0.7310585786300049
         """
         slope = self.truncated_slope if looks.truncated else self.slope
-        return sigmoid(slope * math.fsum(_unbiased(looks, self.bias)))
+        return sigmoid(slope * math.fsum(unbiased_looks(looks, self.bias)))
 
 
 def log_odds(probability: float) -> float:
@@ -135,7 +149,7 @@ def fit_to_consistency(pairs: Sequence[Looks]) -> Calibration | None:
         raise ValueError("the consistency of a judge is measured on pairs with two looks: in order, and swapped")
     if len(pairs) < FEWEST_PAIRS:
         return None
-    bias = _bias(pairs)
+    bias = position_bias(pairs)
     cut = [pair for pair in pairs if pair.truncated]
     whole = [pair for pair in pairs if not pair.truncated]
     slope, truncated = (_consistent_slope(_enough(some, pairs), bias) for some in (whole, cut))
@@ -154,7 +168,7 @@ def unbiased_agreement(pairs: Sequence[Looks]) -> float:
         >>> unbiased_agreement([Looks((4.0, -3.0)), Looks((3.0, -4.0)), Looks((5.0, -6.0)), Looks((9.0, -8.0))])
         0.75
     """
-    return _agreement(np.array([_unbiased(pair, _bias(pairs)) for pair in pairs])) if pairs else 0.5
+    return sign_agreement(np.array([unbiased_looks(pair, position_bias(pairs)) for pair in pairs])) if pairs else 0.5
 
 
 def fit_to_labels(pairs: Sequence[Looks], labels: Sequence[bool]) -> Calibration | None:
@@ -177,7 +191,7 @@ def fit_to_labels(pairs: Sequence[Looks], labels: Sequence[bool]) -> Calibration
         raise ValueError(f"every pair needs a label, got {len(pairs)} pairs and {len(labels)} labels")
     if len(pairs) < FEWEST_PAIRS:
         return None
-    bias = _bias(pairs)
+    bias = position_bias(pairs)
     labelled = list(zip(pairs, labels, strict=True))
     cut = [one for one in labelled if one[0].truncated]
     whole = [one for one in labelled if not one[0].truncated]
@@ -189,7 +203,8 @@ def _enough(some: Sequence[T], every: Sequence[T]) -> Sequence[T]:
     return some if len(some) >= FEWEST_PAIRS else every
 
 
-def _unbiased(looks: Looks, bias: float) -> list[float]:
+def unbiased_looks(looks: Looks, bias: float) -> list[float]:
+    """Return the looks less the position bias: y_1 and y_2, or the only look as it is."""
     if len(looks.values) == 1:
         return list(looks.values)
     first, second = looks.values
@@ -197,24 +212,25 @@ def _unbiased(looks: Looks, bias: float) -> list[float]:
     return [round(first - bias, 9), round(second + bias, 9)]
 
 
-def _bias(pairs: Sequence[Looks]) -> float:
-    """Return the median position bias of the pairs with two looks; 0 without any."""
+def position_bias(pairs: Sequence[Looks]) -> float:
+    """Return b, the median position bias of the pairs with two looks; 0 without any."""
     both = [pair.values for pair in pairs if len(pair.values) == 2]
     return median((first - second) / 2 for first, second in both) if both else 0.0
 
 
-def _agreement(y_N2: Floats) -> float:
+def sign_agreement(y_N2: Floats) -> float:
+    """Return the share of pairs whose two looks `[N, 2]` have the same sign."""
     # A look of exactly 0 agrees with half of the others.
     return fmean((np.sign(y_N2[:, 0]) * np.sign(y_N2[:, 1]) + 1.0) / 2.0)
 
 
 def _consistent_slope(pairs: Sequence[Looks], bias: float) -> float:
-    y_N2 = np.array([_unbiased(pair, bias) for pair in pairs])
-    low, _ = wilson_interval(round(_agreement(y_N2) * len(pairs)), len(pairs))
-    return _matching_slope(np.abs(y_N2).ravel(), agreement_accuracy(low))
+    y_N2 = np.array([unbiased_looks(pair, bias) for pair in pairs])
+    low, _ = wilson_interval(round(sign_agreement(y_N2) * len(pairs)), len(pairs))
+    return matching_slope(np.abs(y_N2).ravel(), agreement_accuracy(low))
 
 
-def _matching_slope(size_M: Floats, accuracy: float) -> float:
+def matching_slope(size_M: Floats, accuracy: float) -> float:
     """Return w in [0, 10] with mean σ(w |y|) = accuracy, by bisection; the bound if none is steep enough."""
     low, high = 0.0, _STEEPEST
     for _ in range(_HALVINGS):
@@ -224,5 +240,5 @@ def _matching_slope(size_M: Floats, accuracy: float) -> float:
 
 
 def _labelled_slope(labelled: Sequence[tuple[Looks, bool]], bias: float) -> float:
-    sums = [math.fsum(_unbiased(pair, bias)) for pair, _ in labelled]
+    sums = [math.fsum(unbiased_looks(pair, bias)) for pair, _ in labelled]
     return 1.0 / fit_temperature(sums, [float(label) for _, label in labelled], prior=PRIOR)

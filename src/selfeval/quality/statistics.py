@@ -20,6 +20,7 @@ __all__ = [
     "booleans",
     "bootstrap_interval",
     "clustered_mean",
+    "clustered_ratio",
     "finite",
     "mcnemar_exact",
     "mean_figure",
@@ -210,11 +211,36 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> Figur
         >>> clustered_mean([1.0, 1.0, 0.0, 1.0], ["a", "a", "b", "c"]).as_json()["n"]
         3
     """
-    if len(values) != len(clusters):
-        raise ValueError(f"values and clusters must have equal lengths, got {len(values)} values and {len(clusters)} clusters")
-    values_N, place = finite(values, "values"), {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    return clustered_ratio(values, [1.0] * len(values), clusters)
+
+
+def clustered_ratio(numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[object]) -> Figure:
+    """Compute the ratio of the means of two quantities that are dependent within clusters: `ratio_of_means` of cluster sums.
+
+    Args:
+        numerators: [N], finite.
+        denominators: [N], finite, of the same cases in the same order.
+        clusters: [N], the cluster of each case; any hashable.
+
+    Returns:
+        The ratio; `n` is the number of clusters, the independent cases.
+
+    Raises:
+        ValueError: the lengths differ, or a value is not finite.
+
+    Example:
+        >>> clustered_ratio([1.0, 2.0, 3.0], [1.0, 1.0, 2.0], ["a", "a", "b"]).as_json()["n"]
+        2
+    """
+    if not len(numerators) == len(denominators) == len(clusters):
+        raise ValueError(
+            f"values and clusters must have equal lengths, got {len(numerators)} and {len(denominators)} values and "
+            f"{len(clusters)} clusters"
+        )
+    place = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
     place_N = np.array([place[cluster] for cluster in clusters], dtype=np.int64)
-    return ratio_of_means(np.bincount(place_N, weights=values_N).tolist(), np.bincount(place_N).tolist())
+    a_N, b_N = finite(numerators, "numerators"), finite(denominators, "denominators")
+    return ratio_of_means(*(np.bincount(place_N, weights=values_N).tolist() for values_N in (a_N, b_N)))
 
 
 def ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -> Figure:

@@ -228,7 +228,7 @@ def line_chart(
     body += [_series(frame, line) for line in lines]
     body.append(_legend(rows))
     body.append(_probes(frame, lines, x_label))
-    return _svg("".join(body), 210 + LEGEND_ROW * len(rows), f"{label}. {_told(frame, lines, x_label)}")
+    return _svg("".join(body), 210 + LEGEND_ROW * len(rows), f"{label}. {_in_words(frame, lines, x_label)}")
 
 
 def risk_coverage_chart(points: Sequence[Point], *, label: str = "Risk over coverage") -> str:
@@ -273,8 +273,8 @@ def reliability_chart(bins: Sequence[Bin], *, label: str = "Accuracy over confid
         text = f"confidence {percent(b.confidence)}: right {percent(b.accuracy)} (n = {b.n:,})"
         body.append(_rule(x, frame.y(b.confidence), x, y, "stem"))
         body.append(_tag("circle", f"<title>{escape(text)}</title>", class_="dot c1", cx=x, cy=y, r=radius))
-    told = "; ".join(f"{percent(b.confidence)} confident, {percent(b.accuracy)} right" for b in bins)
-    return _svg("".join(body), 210, f"{label}. {told}")
+    in_words = "; ".join(f"{percent(b.confidence)} confident, {percent(b.accuracy)} right" for b in bins)
+    return _svg("".join(body), 210, f"{label}. {in_words}")
 
 
 def bar_chart(
@@ -358,13 +358,13 @@ def stacked_bar(parts: Sequence[Part], *, label: str) -> str:
         if part.amount <= 0:
             continue
         wide = 1000.0 * part.amount / whole
-        told = f"{part.name}: {number(part.amount) if part.amount % 1 else f'{part.amount:,.0f}'}"
-        title = f"<title>{escape(told)} ({percent(part.amount / whole)})</title>"
+        in_words = f"{part.name}: {number(part.amount) if part.amount % 1 else f'{part.amount:,.0f}'}"
+        title = f"<title>{escape(in_words)} ({percent(part.amount / whole)})</title>"
         body.append(_tag("rect", title, class_=f"part {part.style}", x=at, y=0, width=wide, height=20))
         at += wide
-    told = "; ".join(f"{part.name} {percent(part.amount / whole)}" for part in parts)
+    in_words = "; ".join(f"{part.name} {percent(part.amount / whole)}" for part in parts)
     return (
-        f'<svg class="stack" role="img" aria-label="{escape(f"{label}. {told}")}" viewBox="0 0 1000 20" '
+        f'<svg class="stack" role="img" aria-label="{escape(f"{label}. {in_words}")}" viewBox="0 0 1000 20" '
         f'preserveAspectRatio="none">{"".join(body)}</svg>'
     )
 
@@ -477,7 +477,7 @@ def _value(value: float, as_percent: bool) -> str:
     return percent(value) if as_percent else f"{value:,.0f}" if abs(value) < 1e9 and value % 1 == 0 else number(value)
 
 
-def _told(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
+def _in_words(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
     said = []
     for line in lines:
         (x0, y0), (x1, y1) = line.points[0], line.points[-1]

@@ -14,8 +14,9 @@ from html import escape
 from typing import ParamSpec
 
 from selfeval.report import charts
+from selfeval.report import map_chart as maps
 
-__all__ = ["bar_chart", "interval_tracks", "line_chart", "reliability_chart", "risk_coverage_chart", "stacked_bar"]
+__all__ = ["bar_chart", "interval_tracks", "line_chart", "map_chart", "reliability_chart", "risk_coverage_chart", "stacked_bar"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def _or_note(draw: Callable[P, str]) -> Callable[P, str]:
 bar_chart = _or_note(charts.bar_chart)
 interval_tracks = _or_note(charts.interval_tracks)
 line_chart = _or_note(charts.line_chart)
+map_chart = _or_note(maps.map_chart)
 reliability_chart = _or_note(charts.reliability_chart)
 risk_coverage_chart = _or_note(charts.risk_coverage_chart)
 stacked_bar = _or_note(charts.stacked_bar)

@@ -74,8 +74,8 @@ def tested(comparison: Comparison) -> str:
     'exact sign test p = 0.25'
     """
     p = comparison.p_value
-    told = "not measured" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-    return f"{TESTS[comparison.test]} {told}"
+    significance = "not measured" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return f"{TESTS[comparison.test]} {significance}"
 
 
 def describe_difference(comparison: Comparison | None, *, turned: bool = False) -> str:

@@ -103,6 +103,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "small. Watchdog: above a half, with eight questions or more",
         ),
         Metric(
+            "similarity",
+            "",
+            "mean cosine similarity of the token bigrams of replies to different questions; absent with one question per "
+            "iteration",
+            "steady. Watchdog: 1 minus it below a quarter of the first iteration's, or it above 0.95² and 1 minus it below "
+            "2 / `length`, with eight questions or more",
+        ),
+        Metric(
             "value",
             "whitened reward",
             "(learners with a critic) mean of the critic's values before the update",
@@ -271,7 +279,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "name",
             "",
             "`not_finite`, `ratio_not_one`, `engine_disagrees`, `negative_kl`, `kl_runaway`, `length_drift`, "
-            "`entropy_collapse`, `repeated_reply`, `judge_disagrees`",
+            "`entropy_collapse`, `repeated_reply`, `diversity_collapse`, `judge_disagrees`",
             "",
         ),
         Metric("message", "", "observation, in a sentence", ""),

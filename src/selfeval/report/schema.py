@@ -26,15 +26,20 @@ __all__ = [
     "Attacks",
     "Baselines",
     "Bin",
+    "Cluster",
     "CurveFit",
     "Data",
     "Disagreement",
+    "Diversity",
+    "DiversityChange",
+    "DomainMap",
     "Drop",
     "Dropped",
     "Evaluation",
     "EvaluationMemory",
     "Evaluator",
     "EvaluatorComparisons",
+    "EvaluatorConfidence",
     "FirstPairs",
     "Fits",
     "Hidden",
@@ -43,6 +48,7 @@ __all__ = [
     "JudgeCalibration",
     "JudgeMember",
     "JudgeProbe",
+    "JudgeSignals",
     "Labels",
     "Memory",
     "MemoryEvent",
@@ -52,7 +58,10 @@ __all__ = [
     "Policy",
     "PolicyComparisons",
     "ProbeFinding",
+    "ReferenceMetric",
+    "ReferenceScores",
     "Replies",
+    "RepliesPerQuestion",
     "Report",
     "Round",
     "RoundEvaluator",
@@ -81,6 +90,7 @@ class Hidden(str):
 _Figure = Annotated[Figure, PlainSerializer(Figure.as_json)]
 _Comparison = Annotated[Comparison, PlainSerializer(Comparison.as_json)]
 _Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
+_RoundedOrNone = Annotated[float | None, PlainSerializer(lambda value: None if value is None else round(value, 6))]
 _Pair = tuple[_Rounded, _Rounded]
 _Triple = tuple[_Rounded, _Rounded, _Rounded]
 
@@ -137,6 +147,9 @@ class Baselines(Part):
     mean_logprob: _Figure
     """Prefers the reply with the higher mean log-prob per token under the model that sampled it; an unfinished reply without
     text loses."""
+    ngram: _Figure | None = _absent_if_none()
+    """Prefers the reply with the lower perplexity per word under an [n-gram model](text-metrics.md#n-gram-model) of the
+    training questions and the replies to them. Absent if the training text has no word."""
     judge: _Figure | None = _absent_if_none()
     """The judge, forced to choose by its probability; an unparsable verdict or one half counts half. Absent if the pairs are
     from a file, because no judge was asked."""
@@ -151,6 +164,8 @@ class EvaluatorComparisons(Part):
     """Minus the baseline that prefers the first reply."""
     mean_logprob: _Comparison
     """Minus the baseline that prefers the higher mean log-prob."""
+    ngram: _Comparison | None = _absent_if_none()
+    """Minus the baseline of the n-gram model. Absent if it was not measured."""
     judge: _Comparison | None
     """Minus the judge. `null` on the judge's own labels, for which the judge is right by construction."""
     chance: _Comparison
@@ -204,6 +219,8 @@ class AttackKind(Part):
     """Name of the kind."""
     below: _Figure
     """Share of the attacks that the evaluator scores strictly below the better reply. Wilson."""
+    trained: Literal[True] | None = _absent_if_none()
+    """Whether the evaluator was trained on texts of this kind, or of a similar one. Absent if not."""
 
 
 class Attacks(Part):
@@ -213,8 +230,31 @@ class Attacks(Part):
     """The replies that they are compared with: right ones by gold, or ordinary ones of the model without gold."""
     total: _Figure
     """Share of all attacks that are scored strictly below; n is the number of questions. Adjusted Student, by question."""
+    held_out: _Figure | None = _absent_if_none()
+    """The same, of the kinds that training has not seen. Absent if it has seen none, or all."""
     kinds: tuple[AttackKind, ...]
     """The share by kind."""
+
+
+class EvaluatorConfidence(Part):
+    """Confidence of margin and disagreement; see [confidence](../algorithms/evaluator.md#confidence)."""
+
+    choice: float
+    """Weight of a preference as such, in log-odds."""
+    margin: float
+    """Weight of the absolute score difference."""
+    disagreement: float
+    """Weight of its standard deviation over the members."""
+    scale: float
+    """Factor of the sum, the inverse of its temperature; 1 with an isotonic regression."""
+    steps: tuple[_Pair, ...]
+    """Points (sum, confidence) of the isotonic regression; empty if there is a temperature."""
+    ece_of_margin: _Figure
+    """`ece` on the same pairs if the confidence were sigmoid(absolute score difference / temperature)."""
+    aurc: _RoundedOrNone
+    """Area under the risk-coverage curve. `null` without pairs."""
+    aurc_of_margin: _RoundedOrNone
+    """The same with the confidence of the score difference alone."""
 
 
 class Evaluator(Part):
@@ -238,7 +278,7 @@ class Evaluator(Part):
     """The evaluator minus each baseline."""
     ece: _Figure
     """Expected calibration error with bias correction; see [calibration](#calibration). The confidence is
-    sigmoid(absolute score difference / temperature), so it is at least 0.5."""
+    sigmoid(absolute score difference / temperature), so it is at least 0.5; or that of `confidence`."""
     brier: _Figure
     """Mean squared error of that confidence. Adjusted Student."""
     temperature: _Rounded
@@ -249,6 +289,9 @@ class Evaluator(Part):
     reports."""
     members: int
     """Number of evaluators whose scores are averaged."""
+    confidence: EvaluatorConfidence | None = _absent_if_none()
+    """The confidence of `ece`, `brier`, `risk_coverage` and `calibration`, if it is one of margin and disagreement. Absent with
+    `evaluator.confidence = "slope"`, and with too few held-out pairs."""
     disagreement: Disagreement | None
     """Correlation of the members' disagreement with errors. `null` for one member."""
     risk_coverage: tuple[_Pair, ...]
@@ -345,6 +388,23 @@ class JudgeMember(Part):
     over pairs. Adjusted Student."""
 
 
+class JudgeSignals(Part):
+    """Weights of the signals of a look at a pair, in log-odds; see [signals](../algorithms/judging.md#signals)."""
+
+    agreement: float
+    """Weight of a look as such: looks with the same preference add up, others cancel."""
+    margin: float
+    """Weight of the size of its log-odds."""
+    entropy: float
+    """Weight of the entropy of its sampled votes, per nat."""
+    disagreement: float
+    """Weight of the share of the members of a combined judge that are against its choice."""
+    truncated: float
+    """Further weight of the size of its log-odds, if an output was cut off."""
+    steps: tuple[_Pair, ...]
+    """Points (size of the logit, probability) of the isotonic regression; empty if there is a temperature."""
+
+
 class JudgeCalibration(Part):
     """The calibration of the judge's probabilities; see [calibration](../algorithms/judging.md#calibration)."""
 
@@ -354,6 +414,8 @@ class JudgeCalibration(Part):
     """The same for verdicts with an output that was cut off, and read after an appended lead."""
     bias: float
     """Log-odds by which the judge favours the reply shown first, which are subtracted."""
+    signals: JudgeSignals | None = _absent_if_none()
+    """Weights of the signals, of whose sum `slope` is the factor. Absent if `verdicts.calibration.map` is `slope`."""
 
 
 class Verdicts(Part):
@@ -461,6 +523,59 @@ class OverOptimisation(Part):
     """Predicted minus actual share right in the last quarter of the iterations. Cluster-robust; `n` counts questions."""
 
 
+class DiversityChange(Part):
+    """A measure of diversity, before and after training. Jackknife by question, n counts questions."""
+
+    before: _Figure
+    """Of the replies before training."""
+    after: _Figure
+    """Of the replies after training."""
+    change: _Figure
+    """After minus before, on the same questions."""
+
+
+class Diversity(Part):
+    """Diversity of the replies before and after training, one reply to each question; see [diversity](#diversity)."""
+
+    questions: int
+    """Number of questions: those of [policy](#policy), at most the first 1,000."""
+    distinct_1: DiversityChange
+    """Distinct words (characters in scripts without spaces) over all words."""
+    distinct_2: DiversityChange
+    """Distinct bigrams over all bigrams."""
+    self_bleu: DiversityChange
+    """Mean BLEU-4 of each reply with all other replies as references, from 0 to 1. High: the replies are alike."""
+    vendi: DiversityChange | None
+    """Vendi score of the vectors of the replies: effective number of different replies, from 1 to the number of questions.
+    `null` without an embedder."""
+    embedder: str | None
+    """Embedder of these vectors. `null` without one."""
+
+
+class ReferenceMetric(Part):
+    """Overlap of the replies with references by one metric; see [text metrics](text-metrics.md)."""
+
+    name: str
+    """`bleu` or `chrf`, from 0 to 100, or `rougeL` or `meteor`, from 0 to 1."""
+    before: _Figure
+    """Corpus score of the replies before training. Bootstrap."""
+    after: _Figure
+    """The same after training. Bootstrap."""
+    difference: _Figure
+    """`after` minus `before`, on the same questions. Paired bootstrap."""
+
+
+class ReferenceScores(Part):
+    """Replies before and after training against references. Of test questions: the `reply` of a line of `questions.file`, or
+    the `chosen` replies of `pairs.file`. Of seeds: the `reply` of their lines. n counts the questions with a reference. They
+    are used for nothing else."""
+
+    language: str
+    """Language by whose rules the texts were split into words."""
+    metrics: tuple[ReferenceMetric, ...]
+    """One row per metric."""
+
+
 class Policy(Part):
     """Measured on the first `evaluation.questions` test questions. *Before* is the first reply of the initial policy to each
     question (the base; in a later round, the policy of the previous round), *after* is one sample of the trained policy, both
@@ -493,10 +608,18 @@ class Policy(Part):
     over tokens, at `evaluation.temperature`. With `evaluation.top_p` below 1, the replies are from the nucleus. Student."""
     length_ratio: _Figure
     """Tokens per reply after training over tokens before. Ratio of means."""
+    diversity: Diversity | None = _absent_if_none()
+    """Diversity of the replies before and after training. Absent with one question, and in reports of earlier versions."""
     watchdogs: tuple[Alarm, ...]
     """Alarms during training."""
     overoptimisation: OverOptimisation | None
     """Predicted and actual accuracy over the KL. `null` without gold, or with too few iterations."""
+    references: ReferenceScores | None = _absent_if_none()
+    """Overlap of the replies with references. Absent if no test question has one, or without the extra `data`."""
+    seed_references: ReferenceScores | None = _absent_if_none()
+    """The same for replies to the seeds, against the `reply` of their lines: not held-out questions, see
+    [references](#references). n counts seeds, at most the first 200. Absent if no seed has a reply, if the seeds are the
+    questions of the run, or without the extra `data`."""
 
 
 # -- the replies --------------------------------------------------------------------------------------------------------
@@ -527,8 +650,24 @@ class UnitTests(Part):
     """The reply has no code, so nothing was run."""
 
 
+class RepliesPerQuestion(Part):
+    """How much the replies to the same training question differ, which the judge compares; see
+    [replies to the same question](#replies-to-the-same-question). n counts the questions with two replies or more."""
+
+    distinct_1: _Figure
+    """Distinct words (characters in scripts without spaces) of the replies to a question over all of their words. Adjusted
+    Student."""
+    distinct_2: _Figure
+    """Distinct bigrams over all bigrams. Adjusted Student."""
+    overlap: _Figure
+    """Jaccard similarity of the words of two replies, the mean over the pairs of a question. Adjusted Student."""
+    identical: _Figure
+    """Share of the pairs of a question that are equal except for case, punctuation and spaces. Adjusted Student."""
+
+
 class Replies(Part):
-    """Replies that the token limit cut off: the model did not end them. The judge and the evaluator read them as they are."""
+    """Replies that the token limit cut off, because the model did not end them (the judge and the evaluator read them as they
+    are), and the diversity of the replies to the same question."""
 
     limit: int
     """Token limit: `replies.max_new_tokens`, or the one that the stage replies decided."""
@@ -539,6 +678,9 @@ class Replies(Part):
     """Share of the replies before training that were cut off, on the questions of [policy](#policy). Wilson."""
     unfinished_after: _Figure
     """The same after training. Wilson."""
+    per_question: RepliesPerQuestion | None = _absent_if_none()
+    """How much the replies to the same training question differ. Absent if no question has two replies, and in reports of
+    earlier versions."""
     unit_tests: UnitTests | None = None
     """Results of the unit tests. `null` if gold has none."""
 
@@ -601,6 +743,56 @@ class Round(Part):
     """The policy of the round."""
 
 
+# -- the map of the domain ----------------------------------------------------------------------------------------------
+
+
+class Cluster(Part):
+    """A cluster of similar texts on the map."""
+
+    words: tuple[str, ...]
+    """Its typical words, by class-based TF-IDF."""
+    example: str
+    """The question that is the nearest to its middle; a dropped or a seed question if it has no other."""
+    questions: int
+    """Questions of the run on the map."""
+    seeds: int
+    """Seeds on the map."""
+    dropped: int
+    """Dropped questions on the map."""
+    kept: _Figure
+    """Share of the judged pairs of a question that were kept; the mean over questions. Adjusted Student."""
+    accuracy: _Figure
+    """Share of the test pairs on which the evaluator prefers the better reply, by the labels of the map; the mean over
+    questions. Adjusted Student."""
+    confidence: _Figure
+    """Confidence of the evaluator on test pairs: sigmoid(absolute score difference / temperature); the mean over questions. At
+    least 0.5. Adjusted Student."""
+
+
+class DomainMap(Part):
+    """The map of the domain; see [the map](#the-map-of-the-domain). Its points are in evaluation/map.json."""
+
+    embedder: str
+    """Embedder of the vectors."""
+    projection: Literal["t-SNE", "PCA"]
+    """Projection to two dimensions."""
+    points: int
+    """Number of texts on the map, drawn at random."""
+    texts: int
+    """Number of texts that they were drawn from: questions, seeds and dropped questions."""
+    silhouette: float | None
+    """Mean silhouette of the clusters, from -1 to 1: near 1 they are separate, near 0 they overlap. `null` with one cluster."""
+    labels: Labels
+    """Source of the labels for the accuracy: gold if it labels at least one pair."""
+    points_hash: Annotated[str | None, Hidden("the page compares it with the points and says if they differ")] = (
+        _absent_if_none()
+    )
+    """Content hash of the points. A file of points with another hash is of another evaluation, and is not drawn. Absent in
+    reports of earlier versions."""
+    clusters: tuple[Cluster, ...]
+    """Clusters, largest first."""
+
+
 # -- the rest -----------------------------------------------------------------------------------------------------------
 
 
@@ -654,6 +846,8 @@ class Dropped(Part):
 
     questions: dict[str, int]
     """Questions by reason."""
+    replies: dict[str, int] = {}
+    """Replies to training questions by reason; empty for reports of earlier versions."""
     verdicts: dict[str, int]
     """Judged pairs by reason."""
     examples: tuple[Drop, ...]
@@ -761,7 +955,7 @@ class Memory(EvaluationMemory):
     """Bytes on the machine of the run."""
 
     peak_bytes: int
-    """Peak resident memory of the process on the host (peak RSS), without GPU memory."""
+    """Peak resident memory of the process on the host (peak RSS), or of a worker that trained, without GPU memory."""
     events: tuple[MemoryEvent, ...]
     """Limits that changed because memory was short."""
 
@@ -877,6 +1071,7 @@ class Evaluation(Part):
     memory: EvaluationMemory
     seconds_per_verdict: SecondsPerVerdict | None
     steps: Steps | None = _absent_if_none()
+    domain_map: DomainMap | None = _absent_if_none()
 
 
 class Report(Part):
@@ -904,6 +1099,8 @@ class Report(Part):
     """The step evaluator. Absent without `steps.enabled`."""
     labels: HumanLabels | None = _absent_if_none()
     """Labels of people. Absent without labels."""
+    domain_map: DomainMap | None = _absent_if_none()
+    """The map of the domain. Absent with `evaluation.map_points = 0`, and in reports of earlier versions."""
     rounds: tuple[Round, ...] | None = _absent_if_none()
     """One row per finished round. Only with `rounds` above 1, and only in the run's own report."""
     dropped: Dropped

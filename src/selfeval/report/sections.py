@@ -16,6 +16,7 @@ from markupsafe import Markup
 from selfeval.quality.comparisons import Comparison
 from selfeval.quality.statistics import Figure
 from selfeval.report.charts import Bar, Bin, Line, Mark, Part, Track
+from selfeval.report.diversity import diversity_rows, diversity_sentence
 from selfeval.report.drawing import (
     bar_chart,
     interval_tracks,
@@ -40,6 +41,8 @@ from selfeval.report.figures import (
     tested,
 )
 from selfeval.report.labels import is_gold_by_people, label_sentences
+from selfeval.report.map_points import MapPoint
+from selfeval.report.map_section import map_section, sample_anchor, sample_links
 from selfeval.report.memory import memory_rows
 from selfeval.report.reading import Metrics, Rows
 from selfeval.report.schema import (
@@ -47,14 +50,18 @@ from selfeval.report.schema import (
     Attacks,
     Dropped,
     Evaluator,
+    EvaluatorConfidence,
     HumanLabels,
     JudgeCalibration,
     JudgeMember,
     JudgeProbe,
+    JudgeSignals,
     Labels,
     OverOptimisation,
     Policy,
+    ReferenceScores,
     Replies,
+    RepliesPerQuestion,
     Report,
     Round,
     Sample,
@@ -67,6 +74,8 @@ from selfeval.report.summary import (
     ATTACKS,
     BASELINE_NAMES,
     COSTS,
+    SAME_QUESTION,
+    TEXT_METRICS,
     badges,
     baseline_comparisons,
     baseline_figures,
@@ -126,6 +135,8 @@ CURVES = (
 MORE_CURVES = (
     ("KL coefficient", "Penalty per nat.", (("kl_coefficient", "KL coefficient"),)),
     ("Approximate KL", "Between the policy before and after one update.", (("approximate_kl", "approximate KL"),)),
+    ("Similarity of replies", "To different questions, by their bigrams. Near one, all questions get the same reply.",
+     (("similarity", "similarity"),)),
     ("Gradient norm", "Before clipping.", (("grad_norm", "gradient norm"),)),
     ("Seconds per step", "Rollout, scoring and update together.", (("seconds", "seconds"),)),
 )  # fmt: skip
@@ -151,13 +162,19 @@ CAUSES = {
 """Causes of outputs of the judge without a readable verdict."""
 
 
-def all_sections(report: Report, metrics: Metrics) -> View:
+def all_sections(
+    report: Report, metrics: Metrics, points: Sequence[MapPoint] = (), questions: Mapping[str, str] | None = None
+) -> View:
     """Return the variables of the template, one entry per section.
 
     Args:
         report: the report of a run.
         metrics: rows of each `metrics/<stage>.jsonl`, by stage; any stage may be missing.
+        points: Optional. Points of the map of the domain.
+        questions: Optional. Addresses of the pages of questions by id. Default: the map leads to the samples of the page.
     """
+    links = sample_links(points, report.samples) if questions is None else questions
+    link_text = "Go to the replies to this question" if questions is None else "Open the page of this question"
     return {
         "head": _head(report),
         "verdict": _verdict(report),
@@ -168,6 +185,7 @@ def all_sections(report: Report, metrics: Metrics) -> View:
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
         "verdicts": _verdicts(report.verdicts, people=is_gold_by_people(report)),
         "labels": _labels(report.labels),
+        "domain_map": map_section(report.domain_map, points, links, link_text),
         "warnings": warnings(report),
         "replies": _replies(report.replies),
         "samples": _samples(report.samples),
@@ -241,7 +259,7 @@ def _interval(figure: Figure) -> str:
     return f"interval {percent(figure.ci_low)} to {percent(figure.ci_high)}, n = {count(figure.n)}"
 
 
-_TRACK_NAMES = dict(zip(BASELINE_NAMES.values(), ("judge", "log-prob", "longer", "first"), strict=True))
+_TRACK_NAMES = dict(zip(BASELINE_NAMES.values(), ("judge", "log-prob", "n-gram", "longer", "first"), strict=True))
 """Short names of the baselines, which fit next to their intervals on the card."""
 
 
@@ -307,6 +325,8 @@ def _policy(policy: Policy) -> View:
         _difference_row("Win rate minus one half", policy.comparisons.win_rate, "policy.comparisons.win_rate"),
         ("KL to the reference, nats per reply", *cells(policy.kl, as_percent=False), "policy.kl"),
         ("Reply length, ratio of after to before", *cells(policy.length_ratio, as_percent=False), "policy.length_ratio"),
+        *_reference_rows(policy.references, "references", "references"),
+        *_reference_rows(policy.seed_references, "replies of the seeds, not held out", "seed_references"),
     ]
     parts = [
         Part("win", policy.win, "p1"),
@@ -318,8 +338,22 @@ def _policy(policy: Policy) -> View:
         "wins": Markup(chart),
         "rows": rows,
         "outcomes": _stack(parts, "Comparisons of the new policy's replies with the old policy's", "policy"),
+        "diversity": diversity_rows(policy.diversity),
+        "diversity_sentence": diversity_sentence(policy.diversity) if policy.diversity else "",
         "watchdogs": [_alarm_row(alarm, place) for place, alarm in enumerate(policy.watchdogs)],
     }
+
+
+def _reference_rows(references: ReferenceScores | None, against: str, field: str) -> Iterator[FigureRow]:
+    if references is None:
+        return
+    language = f" (language: {references.language})"
+    for place, row in enumerate(references.metrics):
+        name = f"{TEXT_METRICS.get(row.name, row.name)} against {against}"
+        path = f"policy.{field}.metrics.{place}"
+        yield f"{name}, before{language}", *cells(row.before, as_percent=False), f"{path}.before"
+        yield f"{name}, after", *cells(row.after, as_percent=False), f"{path}.after"
+        yield f"{name}, after minus before", *cells(row.difference, as_percent=False), f"{path}.difference"
 
 
 def _alarm_row(alarm: Alarm, place: int) -> View:
@@ -547,6 +581,7 @@ def _evaluator_rows(report: Report) -> list[FigureRow]:
         _difference_row("Accuracy minus one half, same pairs", evaluator.comparisons.chance, "evaluator.comparisons.chance"),
         *_cost_rows(report),
         _plain_row("Temperature of the scores", _temperature(evaluator)),
+        *_confidence_rows(evaluator.confidence),
         _plain_row("Training pairs", count(evaluator.pairs_trained)),
         _plain_row("Members", count(evaluator.members)),
     ]
@@ -559,6 +594,25 @@ def _evaluator_rows(report: Report) -> list[FigureRow]:
         field = "evaluator.disagreement.error_correlation"
         rows.append(("Member disagreement, rank correlation with errors", *cells(correlation, as_percent=False), field))
     return rows
+
+
+def _confidence_rows(found: EvaluatorConfidence | None) -> list[FigureRow]:
+    if found is None:
+        return []
+    areas = [NOT_MEASURED if area is None else number(area) for area in (found.aurc, found.aurc_of_margin)]
+    second = f"isotonic regression of {count(len(found.steps))} points" if found.steps else f"factor {found.scale:.3f}"
+    weights = f"{found.choice:+.3f}, {found.margin:+.3f}, {found.disagreement:+.3f}"
+    return [
+        _plain_row("Confidence: weights of preference, margin and disagreement of the members", weights),
+        _plain_row("Confidence: map of their sum", second),
+        (
+            "Expected calibration error, confidence of the margin alone",
+            *cells(found.ece_of_margin, as_percent=False),
+            "evaluator.confidence.ece_of_margin",
+        ),
+        _plain_row("Area under the risk-coverage curve", areas[0]),
+        _plain_row("Area under the risk-coverage curve, confidence of the margin alone", areas[1]),
+    ]
 
 
 def _plain_row(name: str, value: str, n: str = "", field: str = "") -> FigureRow:
@@ -577,8 +631,11 @@ def _step_rows(steps: Steps) -> Iterator[FigureRow]:
 def _attack_rows(attacks: Attacks) -> Iterator[FigureRow]:
     other = "a right reply" if attacks.against == "right" else "an ordinary reply"
     yield f"Attacks scored below {other}, all kinds", *cells(attacks.total), "evaluator.attacks.total"
+    if attacks.held_out is not None:
+        yield f"Attacks scored below {other}, kinds not trained against", *cells(attacks.held_out), "evaluator.attacks.held_out"
     for place, row in enumerate(attacks.kinds):
-        yield f"Attack: {ATTACKS.get(row.kind, row.kind)}", *cells(row.below), f"evaluator.attacks.kinds.{place}.below"
+        trained = " (trained against)" if row.trained else ""
+        yield f"Attack: {ATTACKS.get(row.kind, row.kind)}{trained}", *cells(row.below), f"evaluator.attacks.kinds.{place}.below"
 
 
 def _cost_rows(report: Report) -> Iterator[FigureRow]:
@@ -737,10 +794,31 @@ def _judge_calibration_rows(found: JudgeCalibration | None) -> list[FigureRow]:
     if found is None:
         return []
     return [
+        *_signal_rows(found.signals),
         _plain_row("Calibration: factor of the log-odds of a verdict", f"{found.slope:.3f}"),
         _plain_row("Calibration: the same after an output that was cut off", f"{found.truncated_slope:.3f}"),
         _plain_row("Calibration: log-odds in favour of the reply shown first, subtracted", f"{found.bias:+.3f}"),
     ]
+
+
+def _signal_rows(found: JudgeSignals | None) -> list[FigureRow]:
+    if found is None:
+        return []
+    rows = [_plain_row(f"Calibration: weight of {name}", f"{getattr(found, field):+.3f}") for name, field in _SIGNALS]
+    return [
+        *rows,
+        *([_plain_row("Calibration: points of the isotonic regression", count(len(found.steps)))] if found.steps else []),
+    ]
+
+
+_SIGNALS = (
+    ("swap agreement", "agreement"),
+    ("the margin, per unit of log-odds", "margin"),
+    ("the entropy of the votes, per nat", "entropy"),
+    ("disagreement between judges", "disagreement"),
+    ("the margin of an output that was cut off, in addition", "truncated"),
+)
+"""Signals of a verdict: name, field."""
 
 
 def _probe_rows(probe: JudgeProbe | None) -> list[FigureRow]:
@@ -773,8 +851,19 @@ def _replies(replies: Replies) -> list[FigureRow]:
         ("The same before training", *cells(replies.unfinished_before), "replies.unfinished_before"),
         ("The same after training", *cells(replies.unfinished_after), "replies.unfinished_after"),
         _plain_row("Token limit", count(replies.limit)),
+        *_same_question_rows(replies.per_question),
         *_unit_tests(replies.unit_tests),
     ]
+
+
+def _same_question_rows(found: RepliesPerQuestion | None) -> Iterator[FigureRow]:
+    for field, name in SAME_QUESTION.items() if found else ():
+        as_percent = field == "identical"
+        yield (
+            f"Replies to the same question: {name}",
+            *cells(getattr(found, field), as_percent=as_percent),
+            f"replies.per_question.{field}",
+        )
 
 
 _RESULTS = {
@@ -801,12 +890,12 @@ def _unit_tests(tests: UnitTests | None) -> list[FigureRow]:
 
 
 def _samples(samples: Sequence[Sample]) -> View:
-    views = [_sample(sample, f"samples.{place}") for place, sample in enumerate(samples)]
+    views = [_sample(sample, f"samples.{place}", sample_anchor(place)) for place, sample in enumerate(samples)]
     by_gold = any(sample.gold_before is not None or sample.gold_after is not None for sample in samples)
     return {"open": views[:SAMPLES_OPEN], "more": views[SAMPLES_OPEN:], "by_gold": by_gold}
 
 
-def _sample(sample: Sample, field: str) -> View:
+def _sample(sample: Sample, field: str, anchor: str) -> View:
     sides = [
         _side("Before", sample.before, sample.gold_before, sample.evaluator_before),
         _side("After", sample.after, sample.gold_after, sample.evaluator_after),
@@ -817,7 +906,7 @@ def _sample(sample: Sample, field: str) -> View:
         "loss": "the judge prefers the old reply",
         "unparsable": "the judge's answer could not be read",
     }[sample.verdict]
-    return {"question": sample.question, "sides": sides, "verdict": outcome, "field": field}
+    return {"question": sample.question, "sides": sides, "verdict": outcome, "field": field, "anchor": anchor}
 
 
 def _side(title: str, text: str, gold: bool | None, score: float) -> View:
@@ -827,7 +916,7 @@ def _side(title: str, text: str, gold: bool | None, score: float) -> View:
 def _dropped(dropped: Dropped) -> View:
     rows = [
         (stage, reason.replace("_", " "), count(amount), f"dropped.{stage}.{reason}")
-        for stage, reasons in (("questions", dropped.questions), ("verdicts", dropped.verdicts))
+        for stage, reasons in (("questions", dropped.questions), ("replies", dropped.replies), ("verdicts", dropped.verdicts))
         for reason, amount in reasons.items()
     ]
     examples = [(drop.stage, drop.reason.replace("_", " "), drop.text) for drop in dropped.examples]

@@ -6,7 +6,7 @@ its interval and an exact test, and this module reports its finding. Any other r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +32,9 @@ from selfeval.report.schema import (
     HumanLabels,
     Labels,
     Policy,
+    ReferenceScores,
     Replies,
+    RepliesPerQuestion,
     Report,
     Round,
     RoundPolicy,
@@ -51,6 +53,8 @@ __all__ = [
     "COSTS",
     "KEPT_LITTLE",
     "OTHER_JUDGES",
+    "SAME_QUESTION",
+    "TEXT_METRICS",
     "UNFINISHED",
     "WITHSTOOD",
     "Badge",
@@ -79,16 +83,17 @@ __all__ = [
 ]
 
 Standing = Literal["better", "worse", "unclear", "unmeasured"]
-Baseline = Literal["judge", "mean_logprob", "longer_wins", "first_wins"]
+Baseline = Literal["judge", "mean_logprob", "ngram", "longer_wins", "first_wins"]
 Who = Literal["evaluator", "scoring", "judge"]
 
 BASELINE_NAMES: dict[Baseline, str] = {
     "judge": "the prompted judge",
     "mean_logprob": "the mean log-probability",
+    "ngram": "an n-gram model of the replies",
     "longer_wins": "picking the longer reply",
     "first_wins": "picking the first reply",
 }
-RULES: tuple[Baseline, ...] = ("mean_logprob", "longer_wins", "first_wins")
+RULES: tuple[Baseline, ...] = ("mean_logprob", "ngram", "longer_wins", "first_wins")
 """Trivial baselines: an evaluator that does not beat all of them has learned nothing."""
 COSTS: dict[Who, str] = {"evaluator": "evaluator", "scoring": "evaluator, reference answer known", "judge": "judge"}
 """Ways to obtain a verdict, whose time and tokens are measured."""
@@ -116,6 +121,15 @@ NAMED = 3
 """Number of weak kinds of attacks that the warning names, the weakest first."""
 WITHSTOOD = 0.9
 """Share of the attacks of a kind that must score below the better reply; below it, summary and page warn."""
+TEXT_METRICS = {"bleu": "BLEU", "chrf": "chrF", "rougeL": "ROUGE-L", "meteor": "METEOR"}
+"""Names of the metrics against references."""
+SAME_QUESTION = {
+    "distinct_1": "distinct words, share of all words",
+    "distinct_2": "distinct bigrams, share of all bigrams",
+    "overlap": "overlap of the words of two replies",
+    "identical": "identical pairs",
+}
+"""Names of the measures of the diversity of replies to the same question."""
 UNFINISHED = 0.1
 """Share of replies that the token limit may cut off; above it, summary and page warn."""
 
@@ -160,20 +174,26 @@ def evaluator_accuracy(report: Report) -> tuple[Figure, Labels] | None:
 
 
 def baseline_figures(report: Report) -> dict[Baseline, Figure | None]:
-    """Return the accuracy of each baseline, by key; None for the judge if the labels are its own."""
+    """Return the accuracy of each baseline, by key; None if unmeasured, or for the judge if the labels are its own."""
     found = report.evaluator.baselines
     return {
         "judge": defined(found.judge) if "judge" in baseline_names(report) else None,
         "mean_logprob": defined(found.mean_logprob),
+        "ngram": defined(found.ngram),
         "longer_wins": defined(found.longer_wins),
         "first_wins": defined(found.first_wins),
     }
 
 
 def baseline_names(report: Report) -> dict[Baseline, str]:
-    """Return the names of the baselines by key, without the judge if the labels are its own: its agreement is no baseline."""
-    own = report.evaluator.baselines_on == "judge"
-    return {key: name for key, name in BASELINE_NAMES.items() if not (own and key == "judge")}
+    """Return the names of the baselines by key, without the judge if the labels are its own: its agreement is no baseline.
+
+    The n-gram model is left out if the report has no figure of it, as reports of earlier versions.
+    """
+    absent = {"judge"} if report.evaluator.baselines_on == "judge" else set()
+    if report.evaluator.baselines.ngram is None:
+        absent.add("ngram")
+    return {key: name for key, name in BASELINE_NAMES.items() if key not in absent}
 
 
 def gold_labels(report: Report) -> str:
@@ -195,6 +215,7 @@ def _by_baseline(found: EvaluatorComparisons) -> dict[Baseline, Comparison | Non
     return {
         "judge": compared(found.judge),
         "mean_logprob": compared(found.mean_logprob),
+        "ngram": compared(found.ngram),
         "longer_wins": compared(found.longer_wins),
         "first_wins": compared(found.first_wins),
     }
@@ -273,6 +294,25 @@ def _policy_rows(policy: Policy) -> list[tuple[str, str]]:
         ("  after minus before", describe_difference(policy.comparisons.gold)),
         ("KL to the reference, nats per reply", describe(policy.kl, as_percent=False)),
         ("reply length, ratio of after to before", describe(policy.length_ratio, as_percent=False)),
+        *_reference_rows(policy.references, "references"),
+        *_reference_rows(policy.seed_references, "replies of the seeds"),
+    ]
+
+
+def _reference_rows(references: ReferenceScores | None, against: str) -> Iterator[tuple[str, str]]:
+    for row in references.metrics if references else ():
+        name = f"{TEXT_METRICS.get(row.name, row.name)} against {against}"
+        yield f"{name}, before", describe(row.before, as_percent=False)
+        yield f"{name}, after", describe(row.after, as_percent=False)
+        yield f"{name}, after minus before", describe(row.difference, as_percent=False)
+
+
+def _same_question_rows(found: RepliesPerQuestion | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    return [
+        (f"replies to the same question: {name}", describe(getattr(found, field), as_percent=field == "identical"))
+        for field, name in SAME_QUESTION.items()
     ]
 
 
@@ -281,6 +321,7 @@ def _reply_rows(replies: Replies) -> list[tuple[str, str]]:
         ("replies cut off at the token limit", describe(replies.unfinished)),
         ("  before training", describe(replies.unfinished_before)),
         ("  after training", describe(replies.unfinished_after)),
+        *_same_question_rows(replies.per_question),
     ]
 
 

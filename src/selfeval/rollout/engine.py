@@ -44,7 +44,7 @@ _TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
 
 @contextmanager
 def count_tokens() -> Iterator[Tally]:
-    """Count the tokens of every `generate` call inside the block, including nested calls.
+    """Count the tokens of every `generate` call inside the block, including nested calls; those of this process only.
 
     Example:
         >>> with count_tokens() as tally:
@@ -134,11 +134,11 @@ def generate(
     results: dict[int, Rollout] = {}
     tally = _TALLY.get()
 
-    def of_group(group: list[int]) -> None:
+    def of_group(group: list[int]) -> dict[int, Rollout]:
         # After a lack of memory, the replies that were finished before it are kept.
         indices = [order[i] for i in group if order[i] not in results]
         if not indices:
-            return
+            return {order[i]: results[order[i]] for i in group}
 
         def ended(row: int, rollout: Rollout) -> None:
             results[indices[row]] = rollout
@@ -155,11 +155,13 @@ def generate(
         batch.run()
         if tally:
             tally.read += batch.rows.tokens_read
+        return {order[i]: results[order[i]] for i in group}
 
     # The roles of a guide read the same tokens in separate rows, which take memory as well.
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
-    for _ in backbone.budget.in_groups(Phase.ROLLOUT, sizes, batch_size, of_group, turns=_TURNS if joins else 1):
-        pass
+    # Each process counts its own replies; all return the replies of all.
+    for _, found in backbone.budget.in_groups(Phase.ROLLOUT, sizes, batch_size, of_group, turns=_TURNS if joins else 1):
+        results |= found
     return [results[i] for i in range(len(requests))]
 
 

@@ -94,7 +94,7 @@ class Ticket:
             row.draws = row_draws(seed, [row.request.stream or 0], row.progress.most)[0]
         return row
 
-    def tell(self, token: NewToken) -> None:
+    def put(self, token: NewToken) -> None:
         """Call the callback for a token; not after the request was cancelled."""
         if self._open and (call := self._open[2].token):
             call(token)
@@ -410,7 +410,7 @@ class LiveBatch:
             self._clear()
         for ticket, item in sampled:
             if isinstance(item, NewToken):
-                ticket.tell(item)
+                ticket.put(item)
         for ticket, error in failed.items():
             ticket.close(error=error)
         for ticket, rollout in ended:

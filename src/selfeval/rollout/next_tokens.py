@@ -9,22 +9,20 @@ Shapes: B prompts, D hidden, W watched tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from selfeval.backbone.budget import Phase
+from selfeval.backbone.budget import Phase, prompt_pass_tokens
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import pad_sequences, states_at
+from selfeval.backbone.sequences import Sequences, pad_sequences, states_at
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import add_to_tally
 from selfeval.rollout.requests import Request, Rollout
 
-__all__ = ["next_logprobs", "shared_starts"]
+__all__ = ["last_logprobs", "next_logprobs", "shared_starts"]
 
-_PASS_TOKENS = {"cpu": 2048}
-"""Tokens of a pass, before shared starts are taken out; on a CPU, activations then stay in its caches."""
-_MOST_PASS_TOKENS = 16384
 _FEWER = 0.7
 """Share of the tokens at which shared starts are read once. Attention in two parts has an additional cost: for the embedded
 model, a fifth fewer tokens took as long as separate rows."""
@@ -68,15 +66,13 @@ def next_logprobs(
             starts = [len(row) - 1 for row in ids]
         split = list(zip(chosen, starts, strict=True))
         firsts, rests = [Prompt(p.ids[:start], p.images) for p, start in split], [p.ids[start:] for p, start in split]
-        batch = pad_sequences(backbone, firsts, rests)
-        rows_B = torch.arange(len(group), device=columns.device)
-        hidden_BD = states_at(backbone, batch, rows_B, batch.mask_BR.sum(-1) - 1)
-        logprobs_BV = backbone.logits(hidden_BD).log_softmax(-1)
-        found = dict(zip(order, logprobs_BV[:, columns.to(logprobs_BV.device)].tolist(), strict=True))
+        logprobs_BW = last_logprobs(backbone, pad_sequences(backbone, firsts, rests), columns)
+        found = dict(zip(order, logprobs_BW.tolist(), strict=True))
         return [found[place] for place in range(len(group))]
 
     sizes = [len(prompt.ids) for prompt in prompts]
-    limit = min(_PASS_TOKENS.get(backbone.loaded.device.type, _MOST_PASS_TOKENS), batch_size * max(sizes, default=0))
+    # Counted before shared starts are taken out.
+    limit = min(prompt_pass_tokens(backbone.loaded.device.type), batch_size * max(sizes, default=0))
     results: dict[int, tuple[float, ...]] = {}
     for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, limit, of_group):
         results |= {i: tuple(row) for i, row in zip(group, rows, strict=True)}
@@ -85,6 +81,13 @@ def next_logprobs(
     # The tokens that were asked to be read, as in sampling: shared starts are not subtracted.
     add_to_tally([Request(prompt) for prompt in prompts], [Rollout((), (), False)] * len(prompts))
     return [results[i] for i in range(len(prompts))]
+
+
+def last_logprobs(backbone: Backbone, batch: Sequences, watch_W: Tensor) -> Tensor:
+    """Return log-probs `[B, W]` of tokens right after the last token of each sequence, under the acting role."""
+    rows_B = torch.arange(len(batch.ids_BT), device=batch.ids_BT.device)
+    logprobs_BV = backbone.logits(states_at(backbone, batch, rows_B, batch.mask_BR.sum(-1) - 1)).log_softmax(-1)
+    return logprobs_BV[:, watch_W.to(logprobs_BV.device)]
 
 
 def shared_starts(sorted_ids: Sequence[Sequence[int]]) -> list[int]:
@@ -104,25 +107,33 @@ def shared_starts(sorted_ids: Sequence[Sequence[int]]) -> list[int]:
 
 def _starts(sorted_ids: Sequence[Sequence[int]], shared: Sequence[int], least: int) -> list[int]:
     """Return the starts if neighbours with at least `least` shared tokens are in one cluster."""
-    clusters = [[0]]
+    clusters, commons = [[0]], [len(sorted_ids[0])]
     for place, common in enumerate(shared, start=1):
         if common >= least:
             clusters[-1].append(place)
+            # In sorted order, all members share what each of them shares with the next.
+            commons[-1] = min(commons[-1], common)
         else:
             clusters.append([place])
+            commons.append(len(sorted_ids[place]))
     starts = []
-    for cluster in clusters:
-        # In sorted order, what all members share is what the first and the last do.
-        common = _common(sorted_ids[cluster[0]], sorted_ids[cluster[-1]])
-        # A prompt needs a token of its own, and one before it.
+    for cluster, common in zip(clusters, commons, strict=True):
+        # A prompt needs a token that is not shared, and one before it.
         start = max(1, min(common, *(len(sorted_ids[place]) - 1 for place in cluster)))
         starts += [start] * len(cluster)
     return starts
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of first tokens that two sequences share."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    """Return the number of first tokens that two sequences share, by bisection: slices are compared in C."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _tokens(sorted_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> int:

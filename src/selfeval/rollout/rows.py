@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from selfeval.backbone.budget import prompt_pass_tokens
 from selfeval.backbone.families.cache import appends_rows
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import NotFiniteError
@@ -33,10 +34,6 @@ from selfeval.rollout.stop_strings import StopStrings
 from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 
 __all__ = ["Row", "Rows", "joins_rows"]
-
-_PREFILL_TOKENS = {"cpu": 2048}
-"""Tokens of a pass over prompts. Those of a CPU fit its caches: passes of 8,192 tokens took 1.6 times as long."""
-_MOST_PREFILL_TOKENS = 16384
 
 
 def joins_rows(backbone: Backbone, guide: Guide | None) -> bool:
@@ -181,7 +178,7 @@ class Rows:
     def join(self, rows: Sequence[Row], width: int) -> tuple[Tensor, Tensor]:
         """Add rows behind the others; return their logits `[1, B, V]` and attention mask `[B, width]`."""
         parts = []
-        most = _PREFILL_TOKENS.get(self.backbone.loaded.device.type, _MOST_PREFILL_TOKENS)
+        most = prompt_pass_tokens(self.backbone.loaded.device.type)
         for prompts, owners in _chunks([row.text for row in rows], most):
             parts.append(self.passes[0].join(prompts, owners, width))
             self.tokens_read += sum(len(prompt.ids) for prompt in prompts)

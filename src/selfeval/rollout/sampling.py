@@ -122,8 +122,8 @@ def nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:
     # A probability that is 0 in fp32 would leave out that one as well.
     least_B = top_p_B.clamp_min(torch.finfo(top_p_B.dtype).tiny)
     outside_BV = (before_BV >= least_B[:, None]) & (top_p_B < 1)[:, None]
-    # The argsort of a permutation is its inverse: back to the order of the vocabulary.
-    return sorted_BV.masked_fill(outside_BV, _NEVER).gather(1, index_BV.argsort(-1))
+    # Back to the order of the vocabulary, in which a gather would need a second sort.
+    return torch.empty_like(sorted_BV).scatter_(1, index_BV, sorted_BV.masked_fill(outside_BV, _NEVER))
 
 
 def min_p(logprobs_BV: Tensor, min_p_B: Tensor) -> Tensor:

@@ -28,12 +28,10 @@ from typing import Any
 import torch
 
 from selfeval.backbone.adapters import BASE
-from selfeval.backbone.budget import Phase
 from selfeval.backbone.load import pick_device
-from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.role_files import save_role
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import pad_sequences, reply_hidden
+from selfeval.backbone.sequences import reply_logprobs
 from selfeval.backbone.snapshot import model_folder
 from selfeval.config import BackboneConfig
 from selfeval.errors import ConfigError, LoopError, RoleError
@@ -248,7 +246,7 @@ class VLLMEngine:
         )
 
     def _adapter(self, llm: Any, backbone: Backbone) -> Any:
-        """Return the request for the acting role's adapter, written anew if its weights have changed; None for the base."""
+        """Return the request for the acting role's adapter, written again if its weights have changed; None for the base."""
         role = backbone.acting
         assert role is not None
         if role == BASE or not backbone.roles.adapter(role):
@@ -304,27 +302,15 @@ class VLLMEngine:
             found[i] = Rollout(found[i].ids, logprobs, found[i].finished, hidden=found[i].hidden)
         return found
 
-    @torch.no_grad()
     def _scored(self, backbone: Backbone, requests: Sequence[Request], rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
         """Compute the log-probs of replies on the backbone, each at the temperature of its request."""
-
-        def of_group(group: list[int]) -> list[tuple[float, ...]]:
-            batch = pad_sequences(backbone, [requests[i].prompt for i in group], [rollouts[i].ids for i in group])
-            hidden_BRD, rows = reply_hidden(backbone, batch), []
-            for row, i in enumerate(group):
-                only = slice(row, row + 1)
-                temperature = requests[i].temperature or 1.0
-                found = token_logprobs(
-                    backbone, hidden_BRD[only], batch.reply_BR[only], batch.mask_BR[only], temperature=temperature
-                )
-                rows.append(tuple(found.logprobs[0, : len(rollouts[i].ids)].tolist()))
-            return rows
-
-        sizes = [len(request.prompt.ids) + len(rollout.ids) for request, rollout in zip(requests, rollouts, strict=True)]
-        found: dict[int, tuple[float, ...]] = {}
-        for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, self._config.batch_tokens, of_group):
-            found.update(zip(group, rows, strict=True))
-        return [found[i] for i in range(len(requests))]
+        return reply_logprobs(
+            backbone,
+            [request.prompt for request in requests],
+            [rollout.ids for rollout in rollouts],
+            batch_tokens=self._config.batch_tokens,
+            temperature=[request.temperature or 1.0 for request in requests],
+        )
 
 
 def _library() -> Any:

@@ -19,7 +19,7 @@ _SILENT = 60.0
 
 @dataclass(frozen=True)
 class Activity:
-    """What is known about the process of a run.
+    """The facts about the process of a run.
 
     Attributes:
         status: the status of run.json, or `stopped` if it is `running` and no process is.

@@ -143,6 +143,7 @@ def _of_evaluator(report: Report) -> list[tuple[str, Figure | None, bool]]:
         ("pairs ranked as by its judge", evaluator.accuracy_judge, True),
         ("the same pairs, ranked by the prompted judge", baselines.judge, True),
         ("the same pairs, ranked by mean log-probability", baselines.mean_logprob, True),
+        ("the same pairs, ranked by an n-gram model of the replies", baselines.ngram, True),
         ("the same pairs, ranked by length", baselines.longer_wins, True),
         ("calibration error of its confidence", evaluator.ece, False),
     ]

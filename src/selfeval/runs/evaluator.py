@@ -8,14 +8,15 @@ from typing import Any
 
 from selfeval.errors import InputError, RunFolderError
 from selfeval.labelling.threshold_file import saved_sure
-from selfeval.quality.statistics import sigmoid
 from selfeval.records import Question, VerdictState
 from selfeval.report.labels import DEFAULT_SURE
 from selfeval.runs.comparison import Comparison, check_sure
 from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from, questions_from
 from selfeval.runs.export_tokenizers import pick_tokenizers
-from selfeval.runs.members import load_members, member_roles, temperature_of
+from selfeval.runs.member_scores import MemberScores
+from selfeval.runs.members import load_members, member_roles
 from selfeval.runs.model import RunModel, TrainedModel
+from selfeval.runs.pair_confidence import PairConfidence
 from selfeval.runs.reader import RunReader
 from selfeval.runs.reward import Text, content_of, question_of, text_of
 from selfeval.training.evaluator import EVALUATOR
@@ -64,7 +65,7 @@ class Evaluator(TrainedModel):
         members = load_members(model.backbone, model.roles, model.config)
         model.backbone.budget.shorter = "shorten the question or the replies"
         self._scorer = EvaluatorScorer(model.backbone, model.config.backbone.batch_tokens, members)
-        self._temperature = temperature_of(model.roles)
+        self._confidence = PairConfidence.of(model.roles)
         self._sure = saved_sure(model.reader.folder)
         self._reference_answers: dict[Question, str] = {}
 
@@ -109,7 +110,8 @@ class Evaluator(TrainedModel):
             replies: the texts to score.
 
         Returns:
-            One score per reply, in their order.
+            One score per reply, in their order. Those of an ensemble are `MemberScores`: floats with the scores of the members,
+            which `comparison_of` and `confidences` need for a confidence that depends on their disagreement.
 
         Raises:
             InputError: a text is empty, a conversation is malformed, or the numbers of questions and replies differ.
@@ -131,7 +133,9 @@ class Evaluator(TrainedModel):
         return self._scores(questions, replies)
 
     def rank(self, asked: Sequence[tuple[AnyQuestion, Sequence[str]]], sure: float | None = None) -> list[Ranking]:
-        """Rank the replies to each question; the confidence is sigmoid(margin / temperature).
+        """Rank the replies to each question, with the confidence that the best one beats the next.
+
+        The confidence is sigmoid(margin / temperature), or with `evaluator.confidence` that of margin and disagreement.
 
         Args:
             asked: questions (texts or conversations) with their replies.
@@ -170,7 +174,7 @@ class Evaluator(TrainedModel):
     def comparison_of(self, replies: tuple[str, str], scores: tuple[float, float], sure: float) -> Comparison:
         """Return the comparison of two replies to a question that are already scored; see `compare`."""
         (a, b), (score_a, score_b) = replies, scores
-        probability = sigmoid((score_a - score_b) / self._temperature.value)
+        probability = self._confidence.probability(score_a, score_b)
         # Position in a batch affects the last bits, so equal replies may get slightly different scores.
         is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
         return Comparison(
@@ -178,7 +182,7 @@ class Evaluator(TrainedModel):
             preferred=("a" if score_a > score_b else "b") if is_sure else "unsure",
             state=VerdictState.KEPT if is_sure else VerdictState.UNSURE,
             scores=scores,
-            calibrated=self._temperature.pairs > 0,
+            calibrated=self._confidence.is_calibrated,
         )
 
     def ranking_of(self, replies: Sequence[str], scores: Sequence[float], sure: float) -> Ranking:
@@ -192,18 +196,18 @@ class Evaluator(TrainedModel):
     def confidences(self, scores: Sequence[float]) -> list[float]:
         """Return, for each of two or more replies to a question, the confidence that it is better than the best of the others.
 
-        It is sigmoid(margin / temperature), where the margin is the score minus the highest score of the others.
+        It is that of `compare` for the reply and the one with the highest score of the others.
 
         Args:
-            scores: scores of the replies.
+            scores: scores of `score`.
         """
         return [
-            sigmoid((score - max(other for j, other in enumerate(scores) if j != i)) / self._temperature.value)
+            self._confidence.probability(score, max(other for j, other in enumerate(scores) if j != i))
             for i, score in enumerate(scores)
         ]
 
     def relevance(self, scores: Sequence[float]) -> list[float]:
-        """Return scores as numbers between 0 and 1: sigmoid(score / temperature).
+        """Return scores as numbers between 0 and 1: sigmoid(score / temperature), whatever `evaluator.confidence` is.
 
         Scores are normalised by the replies that the evaluator was trained on, so the number is the confidence that a reply is
         better than one with their mean score. It is not a probability of relevance.
@@ -211,7 +215,7 @@ class Evaluator(TrainedModel):
         Args:
             scores: scores of `score`.
         """
-        return [sigmoid(score / self._temperature.value) for score in scores]
+        return [self._confidence.against_the_mean(score) for score in scores]
 
     def as_reward_fn(self) -> RewardFunction:
         """Return a reward function for TRL, with the signature `(prompts, completions, **columns) -> list[float]`.
@@ -268,8 +272,11 @@ class Evaluator(TrainedModel):
             for question in dict.fromkeys(questions)
         }
         ids = [(*templates.reply_ids(templates.without_thinking(text)), *end) for text in replies]
-        found: list[float] = self._scorer.of([prompts[question] for question in questions], ids).whole_B.tolist() if ids else []
-        return found
+        if not ids:
+            return []
+        scores_KB = self._scorer.each([prompts[question] for question in questions], ids)
+        members_BK: list[list[float]] = scores_KB.T.tolist()
+        return [MemberScores(members_K) if len(members_K) > 1 else members_K[0] for members_K in members_BK]
 
     def _answer(self, questions: Sequence[Question]) -> None:
         """Generate and cache reference answers if the grade template shows them; trainers repeat each question often."""

@@ -21,6 +21,8 @@ from selfeval.runs.judge_fit import read_fit
 from selfeval.runs.model import RunModel, described
 from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader, round_seed
+from selfeval.runs.servers import with_judge_server
+from selfeval.store.remote.places import is_url, local_run
 
 __all__ = ["Judge", "Precision"]
 
@@ -60,27 +62,35 @@ class Judge:
         precision: Precision = "auto",
         device: Literal["auto", "cpu", "cuda"] = "auto",
         trust_remote_code: bool = False,
+        servers: Sequence[str] = (),
     ) -> Judge:
         """Load a judge.
 
         Args:
-            source: a model folder or hub id, with its own prompts or the package's; or the folder of a run, for its base with
-                the run's prompts, precision and device.
+            source: a model folder or hub id, with its own prompts or the package's; or the folder or URL of a run, for its
+                base with the run's prompts, precision and device.
             precision: precision of a model's weights; not allowed for a run. Default: chosen by device and free memory.
             device: device of a model; not allowed for a run. Default: a GPU if there is one.
             trust_remote_code: run code that comes with the model. Default: False.
+            servers: Optional. `key=value` strings for `url` and `key_variable` of the server that judged the run. A server
+                that only run.json names is not asked, because a run folder may come from somebody else.
 
         Raises:
             ModelError: the model or its templates cannot be used.
-            RunFolderError: the run or its prompts cannot be read.
-            InputError: a precision or a device is given for a run.
+            RunFolderError: the run or its prompts cannot be read, or its judge is a server that is not named in `servers`.
+            InputError: a precision or a device is given for a run, or servers for a model.
         """
+        source = local_run(source) if is_url(source) else source
         if (Path(source) / "run.json").exists():
             if (precision, device) != ("auto", "auto"):
                 raise InputError(
                     f"{source} is a run, which has its own precision and device; omit them, or pass the run's model"
                 )
-            return cls.of_run(RunModel.load(RunReader(source), trust_remote_code=trust_remote_code))
+            reader = RunReader(source)
+            with_judge_server(reader.folder, reader.config, servers)  # before the model is loaded
+            return cls.of_run(RunModel.load(reader, trust_remote_code=trust_remote_code), servers=servers)
+        if servers:
+            raise InputError(f"{source} is a model, whose judge asks no server; remove servers, or pass the folder of a run")
         # Through the loader, so a model judge has the same defaults and checks as a run.
         given = {"model": str(source), "backbone.precision": precision, "backbone.device": device}
         made = model_defaults(str(source), trust_remote_code=trust_remote_code)
@@ -93,11 +103,12 @@ class Judge:
         return cls(backbone, templates, config, source)
 
     @classmethod
-    def of_run(cls, model: RunModel) -> Judge:
-        """Return the judge of a run whose base is already loaded."""
-        seed, folder = round_seed(model.config.seed, model.reader.round), model.reader.folder
-        fit = read_fit(model.config.verdicts, folder)
-        return cls(model.backbone, model.templates, model.config, folder, seed, fit)
+    def of_run(cls, model: RunModel, *, servers: Sequence[str] = ()) -> Judge:
+        """Return the judge of a run whose base is already loaded; see `load`."""
+        config = with_judge_server(model.reader.folder, model.config, servers)
+        seed, folder = round_seed(config.seed, model.reader.round), model.reader.folder
+        fit = read_fit(config.verdicts, folder)
+        return cls(model.backbone, model.templates, config, folder, seed, fit)
 
     def __repr__(self) -> str:
         return described("Judge", self._source, self._backbone)

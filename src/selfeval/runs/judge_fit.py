@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from selfeval.config import CombinedConfig, VerdictsConfig
 from selfeval.errors import RunFolderError
 from selfeval.judging.protocol import JudgeFit
 from selfeval.quality.judge_calibration import Calibration
+from selfeval.quality.judge_signals import SIGNALS, SignalCalibration
+from selfeval.quality.signed_regression import are_steps
 from selfeval.store import read_object
 
 __all__ = ["FIT_FILE", "has_fit", "read_fit"]
@@ -38,7 +42,9 @@ def read_fit(config: VerdictsConfig, root: Path) -> JudgeFit:
     if isinstance(config.settings, CombinedConfig):
         return JudgeFit(accuracies=_accuracies(path, config.settings))
     # A run whose labels are from a file has none: its judge is not calibrated.
-    return JudgeFit(calibration=_calibration(path)) if config.fits_consistency and path.is_file() else JudgeFit()
+    if not config.fits_consistency or not path.is_file():
+        return JudgeFit()
+    return JudgeFit(calibration=_calibration(path) if config.calibration.map == "slope" else _signals(path))
 
 
 def _accuracies(path: Path, combined: CombinedConfig) -> tuple[float, ...]:
@@ -74,6 +80,30 @@ def _calibration(path: Path) -> Calibration | None:
             f"{path} is damaged: expected a calibration with {', '.join(names)}, or null; remove it, and rerun the command"
         )
     return Calibration(**found)
+
+
+def _signals(path: Path) -> SignalCalibration | None:
+    found = read_object(path, "calibration")["calibration"]
+    if found is None:
+        return None
+    names = [field.name for field in dataclasses.fields(SignalCalibration)]
+    if not isinstance(found, dict) or set(found) != set(names) or not _are_signals(found):
+        raise RunFolderError(
+            f"{path} is damaged: expected a calibration with {', '.join(names)}, or null; remove it, and rerun the command"
+        )
+    return SignalCalibration(**{**found, "steps": tuple(map(tuple, found["steps"]))})
+
+
+def _are_signals(found: Mapping[str, Any]) -> bool:
+    weights = found["weights"]
+    return (
+        isinstance(weights, dict)
+        and set(weights) == set(SIGNALS)
+        and all(map(_is_number, (*weights.values(), found["bias"], found["scale"])))
+        and found["scale"] >= 0
+        and found["of"] in ("looks", "pairs")
+        and are_steps(found["steps"])
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 from selfeval.errors import InputError, RunFolderError, StorageError
 from selfeval.labelling.agreement import Agreement, answered_pairs, measure_agreement
@@ -24,9 +25,9 @@ from selfeval.labelling.pairs import (
     of_scored,
     of_verdicts,
 )
-from selfeval.labelling.queue import Draw, draw_queue, is_turned, training_queue
-from selfeval.labelling.queue_file import QUEUE, queue_id, read_queue, write_queue
-from selfeval.labelling.threshold import label_threshold
+from selfeval.labelling.queue import Draw, Preference, draw_queue, is_turned, training_queue
+from selfeval.labelling.queue_file import QUEUE, queue_id, read_preference, read_queue, write_queue
+from selfeval.labelling.threshold import label_threshold, uniform_sample
 from selfeval.labelling.threshold_file import has_threshold, write_threshold
 from selfeval.labelling.training import training_labels
 from selfeval.quality.selective_risk import Threshold
@@ -35,7 +36,7 @@ from selfeval.runs.reader import RunReader
 from selfeval.store import read_object
 from selfeval.texts import visible
 
-__all__ = ["LabelSession", "LabelTask", "ShownPair"]
+__all__ = ["LabelSession", "LabelTask", "ShownPair", "densities_of_questions"]
 
 _LONGEST_NAME = 100
 _SOURCES = ("evaluation/scored.jsonl", "evaluation/figures.json", "verdicts/manifest.json")
@@ -88,17 +89,23 @@ class LabelTask:
     Args:
         folder: folder of the run, or of one of its rounds.
         for_training: pairs of training questions, whose labels may be trained on, instead of judged test pairs. Default: False.
+        prefer: Optional. Pairs that come early: `uncertain`, `central` or `both`; the last two need an index of the questions
+            (`selfeval search DIR`). Default: as the saved order, or `uncertain`.
 
     Raises:
         RunFolderError: the folder is not a run, has no such pairs yet, or a file is damaged.
+        InputError: the order is saved with another preference, there is no such preference or no index of the questions, or the
+            pairs are for training.
+        MissingPackageError: faiss is not installed, and the index is needed.
 
     Example:
         >>> LabelTask("runs/first").agreement().labelled
         0
     """
 
-    def __init__(self, folder: str | Path, *, for_training: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, for_training: bool = False, prefer: str | None = None) -> None:
         self._reader, self.for_training = RunReader(folder), for_training
+        self._prefer = _preference(prefer, for_training=for_training)
         self.folder, self.file = self._reader.folder, LabelFile(self._reader.folder)
         # Before the files are read: a change while they are read is noticed, too.
         self._sources, self._queue_state = self._source_states(), _state(self.folder / QUEUE)
@@ -113,7 +120,19 @@ class LabelTask:
         pairs = of_scored(self._reader.records("scored"), self._questions, self._replies)
         saved = read_queue(self.folder, pairs)
         self._is_queue_saved = saved is not None
-        return draw_queue(pairs, self.temperature, self._reader.config.seed) if saved is None else saved
+        if saved is not None:
+            self._refuse_other_preference()
+            return saved
+        prefer = self._prefer or "uncertain"
+        densities = None if prefer == "uncertain" else densities_of_questions(self.folder, self._questions, pairs)
+        return draw_queue(pairs, self.temperature, self._reader.config.seed, prefer, densities)
+
+    def _refuse_other_preference(self) -> None:
+        if self._prefer is not None and self._prefer != (saved := read_preference(self.folder)):
+            raise InputError(
+                f'the order of the pairs was saved with the first label and prefers "{saved}"; omit the preference '
+                f'"{self._prefer}", because labels in another order would be weighted by other probabilities'
+            )
 
     def _training_pairs(self) -> list[LabelPair]:
         verdicts = self._reader.records("verdicts", split=Split.TRAIN)
@@ -146,7 +165,7 @@ class LabelTask:
     # -- labels ---------------------------------------------------------------------------------------------------------
 
     def labels(self) -> CurrentLabels:
-        """Return the current labels by pair; the file is read anew if it has changed.
+        """Return the current labels by pair; the file is read again if it has changed.
 
         Raises:
             RunFolderError: a line of the file is damaged.
@@ -158,7 +177,7 @@ class LabelTask:
         if known is None or known.state != state:
             latest = latest_labels(label for label in self.file.read() if label.for_training == self.for_training)
             in_order = [label for label in latest if label.queue == self.queue_id]
-            known = self._known = _Given(state, latest, current_labels(in_order, self.pairs))
+            known = self._known = _Given(state, latest, current_labels(in_order, self._by_key))
         return known
 
     def last_label(self, rater: str) -> Label | None:
@@ -224,7 +243,7 @@ class LabelTask:
             return
         saved = read_queue(self.folder, self.pairs)
         if saved is None:
-            write_queue(self.folder, self.queue)
+            write_queue(self.folder, self.queue, self._prefer or "uncertain")
         elif queue_id(saved) != self.queue_id:
             raise InputError(f"another process has saved another order of the pairs in {path}; {_AGAIN}")
         self._queue_state, self._is_queue_saved = _state(path), True
@@ -256,6 +275,22 @@ class LabelTask:
         """
         self._refuse_training()
         return label_threshold(answered_pairs(self.queue, self.labels()), self.temperature)
+
+    def uniform_labels(self) -> list[tuple[tuple[str, str, str], LabelChoice | None]]:
+        """Return the labelled pairs that are a uniform sample of all judged test pairs (`uniform_sample`).
+
+        Returns:
+            Question and both replies in the order of the verdict, and people's majority; None without one.
+
+        Raises:
+            InputError: the labels are for training.
+        """
+        self._refuse_training()
+        found = uniform_sample(answered_pairs(self.queue, self.labels()))
+        return [(self._texts_of(one.draw.pair), one.choice) for one in found]
+
+    def _texts_of(self, pair: LabelPair) -> tuple[str, str, str]:
+        return self._questions[pair.question_id], self._replies[pair.first], self._replies[pair.second]
 
     def save_threshold(self) -> None:
         """Write the threshold to the run folder, where the evaluator reads it; remove it if the labels give none.
@@ -340,6 +375,43 @@ def _state(path: Path) -> FileState:
     except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_size
+
+
+def densities_of_questions(folder: Path, questions: Mapping[str, str], pairs: Sequence[LabelPair]) -> dict[str, float]:
+    """Return the density of the question of each pair among the questions of all pairs, by id, from the saved index.
+
+    Args:
+        folder: the run folder.
+        questions: texts by question id.
+        pairs: the pairs.
+
+    Raises:
+        InputError: there is no index of these questions.
+        MissingPackageError: faiss is not installed.
+    """
+    from selfeval.quality.centrality import densities
+    from selfeval.quality.vector_index import VectorIndex, text_hash
+    from selfeval.runs.search import index_path
+
+    index, asked = VectorIndex.open(index_path(folder, "questions")), list(dict.fromkeys(pair.question_id for pair in pairs))
+    known = {} if index is None else dict(zip(index.contents.keys, enumerate(index.contents.hashes), strict=True))
+    if index is None or any(known.get(key, (0, ""))[1] != text_hash(questions[key]) for key in asked):
+        raise InputError(
+            f"{folder} has no vectors of its questions, by which central pairs are found; make them: selfeval search {folder}"
+        )
+    found = densities(index.vectors([known[key][0] for key in asked]))
+    return dict(zip(asked, found.tolist(), strict=True))
+
+
+def _preference(value: str | None, *, for_training: bool) -> Preference | None:
+    if value is None:
+        return None
+    kinds: dict[str, Preference] = {kind: kind for kind in get_args(Preference)}
+    if value not in kinds:
+        raise InputError(f'there is no preference "{value}"; use {", ".join(kinds)}')
+    if for_training:
+        raise InputError("pairs for training are shown in the order of the judge's verdicts; omit the preference")
+    return kinds[value]
 
 
 def _choice(value: LabelChoice | str) -> LabelChoice:

@@ -12,12 +12,22 @@ from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
+from selfeval.quality.margin_signals import MARGIN_SIGNALS, MarginCalibration
+from selfeval.quality.signed_regression import are_steps
 from selfeval.store import read_object
 from selfeval.texts import shortened
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import Member
 
-__all__ = ["EVALUATOR_FILE", "Temperature", "load_members", "member_roles", "reads_reference", "temperature_of"]
+__all__ = [
+    "EVALUATOR_FILE",
+    "Temperature",
+    "confidence_of",
+    "load_members",
+    "member_roles",
+    "reads_reference",
+    "temperature_of",
+]
 
 EVALUATOR_FILE = "evaluator.json"
 """File in the folder of an evaluator: the units of its scores, the temperature, and whether it reads no reference answer."""
@@ -108,3 +118,32 @@ def temperature_of(roles: Path) -> Temperature:
     path = roles / EVALUATOR / EVALUATOR_FILE
     value = _number(saved, "temperature", path, positive=True)
     return Temperature(value, int(_number({"temperature_pairs": 0, **saved}, "temperature_pairs", path)))
+
+
+def confidence_of(roles: Path) -> MarginCalibration | None:
+    """Read the confidence of margin and disagreement from a folder of roles; None if the margin alone decides.
+
+    Raises:
+        RunFolderError: the file of the evaluator is damaged.
+    """
+    path = roles / EVALUATOR / EVALUATOR_FILE
+    found = _saved(roles, EVALUATOR).get("confidence")
+    if found is None:
+        return None
+    if not _is_confidence(found):
+        names = ", ".join(MARGIN_SIGNALS)
+        raise RunFolderError(
+            f"{path} is damaged: confidence needs weights ({names}), scale and steps; restore it from a backup"
+        )
+    weights = {name: _number(found["weights"], name, path) for name in MARGIN_SIGNALS}
+    return MarginCalibration(weights, _number(found, "scale", path), tuple(map(tuple, found["steps"])))
+
+
+def _is_confidence(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and set(found) == {"weights", "scale", "steps"}
+        and isinstance(found["weights"], dict)
+        and set(found["weights"]) == set(MARGIN_SIGNALS)
+        and are_steps(found["steps"])
+    )

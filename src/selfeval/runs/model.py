@@ -19,6 +19,7 @@ from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reader import RunReader, backbone_config
 from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.runs.templates import templates_of_run
+from selfeval.store.remote.places import local_run
 
 __all__ = ["RunModel", "TrainedModel", "described"]
 
@@ -106,7 +107,7 @@ class TrainedModel(ABC):
         """Load the base, the trained roles and the prompts of a run, in the run's precision.
 
         Args:
-            folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
+            folder: folder or URL of the run, or of one of its rounds (`RUN/rounds/02`).
             trust_remote_code: run code that comes with the base. Default: False.
 
         Raises:
@@ -114,7 +115,7 @@ class TrainedModel(ABC):
             ModelError: the base cannot be loaded.
         """
         # Files first: a missing role is reported before the base is loaded, which may take minutes.
-        reader = RunReader(folder)
+        reader = RunReader(local_run(folder))
         cls.check(reader)
         return cls(RunModel.load(reader, trust_remote_code=trust_remote_code))
 

@@ -98,6 +98,9 @@ KINDS: Mapping[str, _Kind] = {
 }
 """Every kind of record of a run, by name."""
 
+_NOUNS = {"sampled": "sampled replies", "scored": "scored pairs", "compared": "compared replies", "dropped": "dropped records"}
+"""Nouns for the kinds whose name is none, in messages."""
+
 
 class RunReader:
     """The files of one round of a run. A run without rounds is its round 1.
@@ -217,8 +220,9 @@ class RunReader:
         stage = _kind(kind).stage
         # Nobody has to label: a run without labels has none.
         if not found and stage is not None and not self.is_finished(stage):
+            noun = _NOUNS.get(kind, kind.replace("_", " "))
             raise RunFolderError(
-                f"{self.folder} has no {kind} yet: the stage {stage} has not written any. Wait while the run is in progress, "
+                f"{self.folder} has no {noun} yet: the stage {stage} has not written any. Wait while the run is in progress, "
                 f"or resume it: selfeval run --output {self.folder}"
             )
         return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.templates import Templates, template_texts
 from selfeval.links import refuse_links
 from selfeval.store import read_run
+from selfeval.texts import text_digest
 
 __all__ = [
     "TEMPLATES",
@@ -125,4 +125,4 @@ def write_texts(texts: Mapping[str, str], target: Path) -> None:
 
 def text_hash(text: str) -> str:
     """Return the hash of a template that run.json stores."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_digest(text).hex()

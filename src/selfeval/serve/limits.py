@@ -18,7 +18,8 @@ class Limits:
         n: replies to one prompt, `n` and `best_of` (`--max-n`).
         texts: prompts, replies, documents or inputs of a request (`--max-texts`).
         places: replies that are sampled at a time, for each role (`--places`).
-        queue: replies that wait for a place, and scoring requests that wait for the one that runs (`--queue`).
+        queue: replies that wait for a place, reference answers among them, and scoring requests that wait for the one that runs
+            (`--queue`).
     """
 
     body_bytes: int = 4 << 20

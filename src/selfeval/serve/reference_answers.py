@@ -23,7 +23,7 @@ class _Waiter:
     def __init__(self, left: set[Question], then: Callable[[Exception | None], None]) -> None:
         self.left, self._then = left, then
 
-    def tell(self, question: Question, error: Exception | None) -> None:
+    def note(self, question: Question, error: Exception | None) -> None:
         """Take note of the end of an answer; not after an error, which ended the request."""
         if question in self.left:
             self.left = set() if error is not None else self.left - {question}
@@ -46,6 +46,11 @@ class ReferenceAnswers:
     ) -> None:
         self._run, self._room, self._sample, self._cancel = run, room, sample, cancel
         self._waiting: dict[Question, tuple[Sampling, list[_Waiter]]] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of answers that are sampled or wait for a place; may be read from any thread."""
+        return len(self._waiting)
 
     def need(self, questions: Sequence[AnyQuestion], then: Callable[[Exception | None], None]) -> Callable[[], None]:
         """Call a function when the evaluator has all reference answers that it reads, or with the error of one of them.
@@ -99,7 +104,7 @@ class ReferenceAnswers:
 
         def ended(rollout: Rollout) -> None:
             evaluator.remember_answer(question, model.templates.text(rollout.reply_ids))
-            self._tell(question, None)
+            self._note(question, None)
 
         return Sampling(
             BASE,
@@ -110,10 +115,10 @@ class ReferenceAnswers:
             thinks=False,
             on_token=None,
             on_end=ended,
-            on_error=lambda error: self._tell(question, error),
+            on_error=lambda error: self._note(question, error),
         )
 
-    def _tell(self, question: Question, error: Exception | None) -> None:
+    def _note(self, question: Question, error: Exception | None) -> None:
         _, waiters = self._waiting.pop(question)
         for waiter in waiters:
-            waiter.tell(question, error)
+            waiter.note(question, error)

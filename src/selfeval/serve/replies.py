@@ -33,7 +33,7 @@ class Spec:
     Attributes:
         role: role that replies.
         requests: one per reply.
-        seed: seed of all of them; `Request.stream` tells them apart.
+        seed: seed of all of them; they differ in `Request.stream`.
         limits: maximum number of new tokens of each reply.
         top: number of likeliest tokens to report for each token; None: no log-probs are read.
         thinks: whether a chain of thought is recognized, in which stop strings do not end the reply.

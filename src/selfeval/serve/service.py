@@ -169,12 +169,13 @@ class Service:
 
     @contextmanager
     def admitted(self, *, rows: int = 0, scorings: int = 0) -> Iterator[None]:
-        """Count work inside the block.
+        """Count work inside the block. Reference answers that scoring requests wait for take places too.
 
         Raises:
             ApiError: 429, the queue is full.
         """
-        if self.rows + rows > self.limits.rows or self.scorings + scorings > self.limits.scorings:
+        taken = self.rows + self.worker.reference_answers
+        if taken + rows > self.limits.rows or self.scorings + scorings > self.limits.scorings:
             wait = min(_LONGEST_WAIT, max(1, math.ceil(self.typical_seconds)))
             message = f"the queue is full ({self.limits.queue:,} requests, --queue); retry after {wait} s"
             raise ApiError(429, message, "queue_full", headers={"Retry-After": str(wait)})

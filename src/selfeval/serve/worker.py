@@ -151,6 +151,11 @@ class Worker:
         return len(self._scoring) + len(self._unanswered)
 
     @property
+    def reference_answers(self) -> int:
+        """Number of reference answers for scoring requests that are being sampled or wait for a place."""
+        return self._answers.count
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of the KV caches."""
         return sum(batch.cache_bytes for batch in tuple(self._batches.values()))

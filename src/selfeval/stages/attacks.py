@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from selfeval.config import judge_spec
+from selfeval.config import EvaluatorConfig, judge_spec
 from selfeval.evaluation.attacks import KINDS, Attack, Target, attacks_on, measure_attacks, others_of
 from selfeval.records import Question, Reply, Split
-from selfeval.report.schema import Attacks
+from selfeval.report.schema import AttackName, Attacks
 from selfeval.stages.context import Context
 from selfeval.stages.gold import Gold, ask_ahead
 
-__all__ = ["attack_evaluator", "most_attacks"]
+__all__ = ["attack_evaluator", "kinds_trained", "most_attacks"]
 
 Advance = Callable[[int], None]
+_OF_GOLD: tuple[AttackName, ...] = ("altered_number", "plain_right")
 
 
 def most_attacks(context: Context) -> int:
@@ -44,7 +45,19 @@ def attack_evaluator(context: Context, gold: Gold | None, advance: Advance | Non
     if not attacks:
         return None
     margins = _margins(context, {q.id: q for q in questions}, attacks, advance)
-    return measure_attacks(attacks, margins, by_gold=gold is not None)
+    return measure_attacks(attacks, margins, by_gold=gold is not None, trained=kinds_trained(context.config.evaluator))
+
+
+def kinds_trained(config: EvaluatorConfig) -> frozenset[AttackName]:
+    """Return the kinds of attacks that the additional training pairs have, or resemble."""
+    found: set[AttackName] = set()
+    if config.attacks:
+        found.update(kind for kind in KINDS if kind not in _OF_GOLD)
+    if config.mismatched:
+        found |= {"other_question", "long"}
+    if config.garbled:
+        found.add("repeated")  # a looped phrase is another text of the same kind; the other styles are none of `plain_right`
+    return frozenset(found)
 
 
 def _right_of(gold: Gold, question: str) -> Callable[[str], bool | None]:

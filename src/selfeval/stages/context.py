@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
+from selfeval.backbone.meters import peak_resident_bytes
+from selfeval.backbone.pass_size import measures_passes, pick_pass_tokens
+from selfeval.backbone.process_group import SINGLE_PROCESS, ProcessGroup, by_first
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.snapshot import commit_of
+from selfeval.backbone.threads import is_set_by_user
 from selfeval.config import JudgeRole, RunConfig
 from selfeval.errors import ModelError
 from selfeval.judging.judges import make_judge
@@ -20,6 +26,7 @@ from selfeval.judging.protocol import Judge, JudgeFit
 from selfeval.judging.server.cache import ANSWERS
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
+from selfeval.quality.vector_groups import VectorGroups
 from selfeval.records import Label, Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.rollout.engines import RolloutEngine, make_engine
 from selfeval.rollout.thinking import ThinkingTokens
@@ -32,19 +39,46 @@ from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, read_given
 from selfeval.stages.prompts import load_templates
 from selfeval.stages.seeds import seeds_of
-from selfeval.stages.shards import Executor, InProcess, ModelHandle
+from selfeval.stages.shards import POISONED, Executor, InProcess, ModelHandle
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
-from selfeval.store import RunStore
+from selfeval.store import RunStore, writing
 from selfeval.training.context import POLICY
 from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
 
-__all__ = ["Context", "in_process"]
+if TYPE_CHECKING:
+    from selfeval.stages.workers import Workers
+
+__all__ = ["Context", "Trainer", "Training", "WorkersMemory", "in_process", "in_this_process"]
+
+Training = Callable[["Context"], dict[str, Any]]
+"""Trains and saves the roles of a stage, and returns its counts. A trainer may pickle it, so it is a function of a module."""
+
+Trainer = Callable[["Context", Training], dict[str, Any]]
+"""Calls a training, in this process or in several that train together."""
+
+
+@dataclass(frozen=True)
+class WorkersMemory:
+    """Memory of the workers of a training.
+
+    Attributes:
+        peak_bytes: largest resident memory of one of them, in bytes.
+        events: changes to their batch limits, as in run.json.
+    """
+
+    peak_bytes: int
+    events: tuple[dict[str, Any], ...] = ()
 
 
 def in_process(context: Context) -> Executor:
     """Return an executor that computes shards in this process."""
     return InProcess(lambda: context.model)
+
+
+def in_this_process(context: Context, training: Training) -> dict[str, Any]:
+    """Train in this process."""
+    return training(context)
 
 
 @dataclass
@@ -61,6 +95,10 @@ class Context:
         force: continue although a check found that the result cannot be useful.
         labels: labels of people as they were when the current stage began, which its fingerprint of the inputs covers.
         executor_of: returns the executor of a stage that writes shards. Default: shards are computed in this process.
+        workers: processes that compute shards; None if there are none but this one. Default: None.
+        trainer: calls the training of a stage. Default: in this process.
+        processes: the processes that train together, in a worker of a training. Default: this one alone.
+        workers_memory: memory of the workers that trained in the current stage; None if there were none. Default: None.
     """
 
     config: RunConfig
@@ -74,6 +112,10 @@ class Context:
     force: bool = False
     labels: Sequence[Label] = ()
     executor_of: Callable[[Context], Executor] = in_process
+    workers: Workers | None = None
+    trainer: Trainer = in_this_process
+    processes: ProcessGroup = SINGLE_PROCESS
+    workers_memory: WorkersMemory | None = None
 
     @property
     def round(self) -> int:
@@ -102,7 +144,9 @@ class Context:
             for layer in dict.fromkeys(read.layer for read in self.config.evaluator.inputs if read.layer is not None):
                 backbone.check_layer(layer)
             self.engine.check(backbone)
-        backbone.budget.tell = self.terminal.note
+            measured = self._set_pass_tokens(backbone)
+        backbone.budget.notify = self.terminal.note
+        backbone.budget.processes = self.processes
         for note in backbone.loaded.notes:
             self.terminal.note(note)
         loaded, plan = backbone.loaded, backbone.loaded.placement
@@ -112,9 +156,33 @@ class Context:
             "asked": self.config.backbone.precision,
             "precision": loaded.precision,
             "notes": loaded.notes,
+            **measured,
         }
         self.store.update_run(device=device if plan is None else {**device, "placement": plan.as_json()})
         return backbone
+
+    def _set_pass_tokens(self, backbone: Backbone) -> dict[str, int]:
+        """Set the size of scoring passes to that of round 1, or measure it, and return what run.json records of it.
+
+        Nothing is measured if a variable of the environment sets the number of threads: a user who does so repeats runs bit for
+        bit.
+        """
+        kind, settings = backbone.loaded.device.type, self.config.backbone
+        if kind != "cpu" or settings.pass_tokens != "auto":
+            return {}
+        # Results depend on it in their last bits, so a resumed run continues with the size that it began with.
+        earlier = self.first.run.get("device") or {}
+        if earlier.get("device") == kind and earlier.get("model") == self.config.model:
+            tokens = earlier.get("pass_tokens")
+        elif measures_passes(backbone) and not is_set_by_user():
+            tokens = pick_pass_tokens(backbone, settings.batch_tokens)
+            self.terminal.note(f"scoring passes of {tokens:,} tokens, the fastest size on this machine")
+        else:
+            tokens = None
+        if tokens is None:
+            return {}
+        backbone.budget.pass_tokens = tokens
+        return {"pass_tokens": tokens}
 
     def _refuse_other_commit(self) -> None:
         """Refuse a hub commit that differs from the one in the stages' keys.
@@ -136,11 +204,15 @@ class Context:
         if (engine := self.__dict__.pop("engine", None)) is not None:
             engine.close()
 
+    @cached_property
+    def _vectors(self) -> VectorGroups:
+        return VectorGroups()
+
     @property
     def model(self) -> ModelHandle:
         """The part of the context that the work of a stage needs."""
         start = self.earlier[-1].root / "roles" / POLICY if self.earlier else None
-        return ModelHandle(self.backbone, self.templates, start, self.answers, self.engine)
+        return ModelHandle(self.backbone, self.templates, start, self.answers, self.engine, vectors=self._vectors)
 
     @cached_property
     def engine(self) -> RolloutEngine:
@@ -150,7 +222,7 @@ class Context:
     @cached_property
     def executor(self) -> Executor:
         """Calls the work of a stage that writes shards. A stage has its own, made when it first needs one."""
-        return self.executor_of(self)
+        return self.executor_of(self) if self.workers is None else self.workers.executor(self)
 
     def close_executor(self) -> None:
         """Close the executor at the end of a stage, if the stage used one."""
@@ -203,9 +275,15 @@ class Context:
         return self.first.root / ANSWERS
 
     def take_memory_events(self) -> list[dict[str, Any]]:
-        """Return the changes to the backbone's batch limits since the last call; empty if no backbone is loaded."""
+        """Return the changes to the batch limits of the backbone, here and in workers, since the last call."""
         backbone: Backbone | None = self.__dict__.get("backbone")
-        return [event.as_json() for event in backbone.budget.take_events()] if backbone else []
+        own = [event.as_json() for event in backbone.budget.take_events()] if backbone else []
+        memory, self.workers_memory = self.workers_memory, None
+        return own if memory is None else [*own, *memory.events]
+
+    def peak_bytes(self) -> int:
+        """Return the largest resident memory, in bytes: of the workers if they trained in this stage, or of this process."""
+        return peak_resident_bytes() if self.workers_memory is None else self.workers_memory.peak_bytes
 
     @cached_property
     def templates(self) -> Templates:
@@ -228,7 +306,29 @@ class Context:
     def log(self, stage: str, values: Mapping[str, Any]) -> None:
         """Write one line of a stage's metrics to its file and to the configured trackers."""
         self.store.add_metrics(stage, values)
-        self.trackers.log(stage, values)
+        if self.processes.rank == 0:
+            self.trackers.log(stage, values)
+
+    def train(self, training: Training) -> dict[str, Any]:
+        """Call the training of a stage, and return its counts.
+
+        Args:
+            training: takes the context of the process in which it runs.
+        """
+        return self.trainer(self, training)
+
+    @contextmanager
+    def writing_role(self, role: str) -> Iterator[Path]:
+        """Write the folder of a role in one step. Of several processes, one writes it; the others find it at the end."""
+        if self.processes.rank == 0:
+            self.store.check_writable()
+            with writing(self.role_folder(role)) as folder:
+                yield folder
+                self.store.check_writable()  # again, as a large role takes long to write
+        else:
+            with TemporaryDirectory() as unused:
+                yield Path(unused)
+        by_first(self.processes, f"writing the role {role}", lambda: None)
 
     @cached_property
     def seeds(self) -> list[Seed]:
@@ -240,7 +340,10 @@ class Context:
         return read_given(self.config)
 
     def questions(self, split: Split) -> list[Question]:
-        return [q for q in self.store.read("questions", Question) if q.split == split]
+        """Return the questions of a split, without those whose replies could not be written."""
+        poisoned = [drop for drop in self.store.read_dropped("replies") if drop.reason == POISONED]
+        lost = {name for drop in poisoned for name in drop.detail.get("questions", ())}
+        return [q for q in self.store.read("questions", Question) if q.split == split and q.id not in lost]
 
     def training_pairs(self) -> list[Pair]:
         """Return the kept pairs of the training questions of all rounds so far."""
@@ -308,6 +411,13 @@ class Context:
 
     def role_folder(self, role: str) -> Path:
         return self.store.root / "roles" / role
+
+    def has_role(self, role: str) -> bool:
+        """Return whether the folder of a role exists; it is written in one rename, so it is complete.
+
+        Process 0 looks. On a shared file system another process may not see yet what an earlier worker wrote.
+        """
+        return by_first(self.processes, f"whether {role} is trained", self.role_folder(role).is_dir)
 
     def checkpoint_folder(self, stage: str) -> Path:
         return self.store.root / "checkpoints" / stage

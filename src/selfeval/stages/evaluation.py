@@ -7,13 +7,15 @@ figures (scores, replies, judgements, gold answers); `selfeval.evaluation` compu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
+from selfeval.errors import MissingPackageError
+from selfeval.evaluation.domain_map import QuestionResults, results_of
 from selfeval.evaluation.evaluator import (
     EvaluatorFacts,
     JudgedPair,
@@ -23,6 +25,7 @@ from selfeval.evaluation.evaluator import (
     rights_of,
 )
 from selfeval.evaluation.judge_probe import PROBED, diagnose
+from selfeval.evaluation.ngram_baseline import with_surprise
 from selfeval.evaluation.over_optimisation import (
     CheckedReply,
     PredictedReply,
@@ -31,6 +34,7 @@ from selfeval.evaluation.over_optimisation import (
     shares_of,
 )
 from selfeval.evaluation.policy import Answered, measure_policy, outcome, sample_of
+from selfeval.evaluation.reference_scores import score_by_references
 from selfeval.evaluation.replies import measure_replies
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.judging.calibrated import calibration_of
@@ -46,6 +50,7 @@ from selfeval.report.schema import (
     FirstPairs,
     Model,
     OverOptimisation,
+    ReferenceScores,
     Replies,
     Sample,
     TokensPerVerdict,
@@ -55,13 +60,16 @@ from selfeval.report.schema import (
 from selfeval.rollout.engine import visible_ids
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.requests import Rollout
-from selfeval.runs.members import temperature_of
+from selfeval.runs.members import confidence_of, temperature_of
 from selfeval.stages.attacks import attack_evaluator, most_attacks
 from selfeval.stages.context import Context
 from selfeval.stages.gold import Gold, ask_ahead, count_outcomes, gold_file, load_gold, right_steps_of
 from selfeval.stages.held_out import score_pairs
 from selfeval.stages.policy import answer, ensure_policy
+from selfeval.stages.replies import texts_of_training_questions
+from selfeval.stages.seed_references import compare_seed_replies, seed_passes
 from selfeval.stages.step_evidence import evaluate_steps
+from selfeval.stages.vectors import embed_replies, map_of_domain
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_object
 
@@ -85,25 +93,31 @@ def run(context: Context) -> dict[str, Any]:
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
         pairs = _judged_test_pairs(context, questions, gold, bar.advance)
+        pairs = with_surprise(pairs, questions, context.replies().values())
         first_pairs = _first_pairs(context, pairs, questions, gold, bar.advance)
         answered, rows = _answer_and_judge(context, guide, gold, bar.advance)
         scores = _scores_of_replies(context, rows, bar.advance)
         attacks = attack_evaluator(context, gold, bar.advance)
+        of_seeds = compare_seed_replies(context, guide, bar.advance)
         steps = evaluate_steps(context, questions, pairs, right_steps_of(gold), has_gold=gold is not None)
     cost = _verdict_cost(context, questions)
     predicted = predict(_checked_replies(context, questions, gold)) if gold else {}
     _write_gold_curve(context, predicted)
+    vectors = embed_replies(context, [a.before for a in answered], [a.after for a in answered])
     figures = Evaluation(
         model=_model(context),
         evaluator=_evaluator(context, pairs, first_pairs, cost.tokens if cost else None, attacks, has_gold=gold is not None),
         verdicts=_verdicts(context, questions, gold),
-        policy=measure_policy(answered, _alarms(context), _over_optimisation(context, predicted), has_gold=gold is not None),
+        policy=measure_policy(
+            *(answered, _alarms(context), _over_optimisation(context, predicted)), has_gold=gold is not None, vectors=vectors
+        ).model_copy(update={"references": _references(context, answered, rows), "seed_references": of_seeds}),
         # After all replies were checked by gold, because it counts the results of the unit tests.
-        replies=_replies(context, answered).model_copy(update={"unit_tests": _unit_tests(gold)}),
+        replies=_replies(context, answered, questions.values()).model_copy(update={"unit_tests": _unit_tests(gold)}),
         samples=tuple(_samples(context, answered, scores)),
         memory=_memory(context),
         seconds_per_verdict=cost.seconds if cost else None,
         steps=steps,
+        domain_map=map_of_domain(context, questions.values(), _results(context, pairs)),
     )
     context.store.write_records(SCORED, [_scored(pair) for pair in pairs])
     context.store.write_records(COMPARED, [_compared(*row) for row in zip(rows, answered, scores, strict=True)])
@@ -113,12 +127,12 @@ def run(context: Context) -> dict[str, Any]:
 
 def _passes(context: Context) -> int:
     """Return the length of the progress bar: two scores per test pair, one reply, two comparisons and two scores per evaluated
-    question, and one score per attack reply."""
+    question, one score per attack reply, and the replies to seeds."""
     # A later round scores its own test pairs and those of round 1.
     scored = [context.store, context.first] if context.earlier else [context.store]
     pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
-    return 2 * pairs + 5 * asked + most_attacks(context)
+    return 2 * pairs + 5 * asked + most_attacks(context) + seed_passes(context)
 
 
 def _model(context: Context) -> Model:
@@ -175,6 +189,7 @@ def _evaluator(
         pairs_trained=context.store.manifest("evaluator")["counts"]["trained"],
         members=context.config.evaluator.members,
         labels_from_file=_labels_from_file(context),
+        confidence=confidence_of(context.store.root / "roles"),
     )
     return measure_evaluator(pairs, facts, first_pairs, cost, attacks, has_gold=has_gold)
 
@@ -305,6 +320,16 @@ def _answer_and_judge(
     return answered, [_Row(*row) for row in zip(questions, before, read, probabilities, strict=True)]
 
 
+def _references(context: Context, answered: Sequence[Answered], rows: Sequence[_Row]) -> ReferenceScores | None:
+    """Score the replies against the references of the user's file; None if there are none."""
+    references = context.given.references if context.given else {}
+    try:
+        return score_by_references(answered, [references.get(row.question.id, ()) for row in rows])
+    except MissingPackageError as error:
+        context.terminal.note(f"evaluation: replies are not compared with the references of the file, because {error}")
+        return None
+
+
 def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
     """Return, per reply, the sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
     ids, config = [r.ids for r in rollouts], context.config
@@ -322,6 +347,11 @@ def _scores_of_replies(context: Context, rows: Sequence[_Row], advance: Advance)
     # Scored in one call, so that the batches are full: all replies before training come first.
     scores = context.scorer().of(prompts * 2, ids, advance).whole_B.tolist() if rows else []
     return list(zip(scores[: len(rows)], scores[len(rows) :], strict=True))
+
+
+def _results(context: Context, pairs: Sequence[JudgedPair]) -> QuestionResults:
+    temperature = temperature_of(context.store.root / "roles").value
+    return results_of(context.store.read("verdicts", Verdict), pairs, temperature)
 
 
 def _samples(context: Context, answered: Sequence[Answered], scores: Sequence[tuple[float, float]]) -> list[Sample]:
@@ -358,9 +388,10 @@ def _compared(row: _Row, answered: Answered, scores: tuple[float, float]) -> Com
     )
 
 
-def _replies(context: Context, answered: Sequence[Answered]) -> Replies:
+def _replies(context: Context, answered: Sequence[Answered], questions: Iterable[Question]) -> Replies:
     before, after = [a.finished_before for a in answered], [a.finished_after for a in answered]
-    return measure_replies(context.reply_limit, context.store.read("replies", Reply), before, after)
+    replies = context.store.read("replies", Reply)
+    return measure_replies(context.reply_limit, replies, before, after, texts_of_training_questions(questions, replies))
 
 
 def _unit_tests(gold: Gold | None) -> UnitTests | None:

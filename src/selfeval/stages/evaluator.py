@@ -6,21 +6,26 @@ Each round trains new evaluators from scratch on the pairs of all rounds so far.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import accumulate
 from statistics import fmean, pstdev
 from typing import Any
 
+from torch.optim import AdamW
+
+from selfeval.backbone.process_group import by_first
 from selfeval.backbone.role_files import save_role
 from selfeval.errors import LoopError
 from selfeval.quality.calibration import fit_temperature
+from selfeval.quality.margin_signals import MarginCalibration, fit_margin_signals
 from selfeval.records import Pair
 from selfeval.runs.members import Temperature, member_roles
 from selfeval.stages.added_pairs import attack_pairs, mismatched_pairs
 from selfeval.stages.context import Context
+from selfeval.stages.garbled_pairs import garbled_pairs
 from selfeval.stages.terminal import Bar
-from selfeval.store import read_json, write_json, writing
+from selfeval.store import read_json, write_json
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, steps_of, train_evaluator
 from selfeval.training.scoring import without_reference
@@ -85,7 +90,11 @@ def _added(context: Context, pairs: Sequence[Pair]) -> list[Pair]:
     def encode(pair: Pair, text: str) -> tuple[int, ...]:
         return context.typed_ids(context.grade_prompt(pair.question_id, pair.prompt), text)
 
-    return mismatched_pairs(pairs, settings.mismatched, seed) + attack_pairs(pairs, settings.attacks, seed, encode)
+    return [
+        *mismatched_pairs(pairs, settings.mismatched, seed),
+        *attack_pairs(pairs, settings.attacks, seed, encode),
+        *garbled_pairs(pairs, settings.garbled, seed, encode, context.reply_limit),
+    ]
 
 
 def _bag(pairs: Sequence[Pair], role: str, share: float, seed: int) -> list[Pair]:
@@ -105,8 +114,27 @@ def _temperature(context: Context, held_out: Sequence[Preference]) -> Temperatur
     return Temperature(fit_temperature(margins(context, held_out), labels, prior=TEMPERATURE_PRIOR), len(held_out))
 
 
+def _confidence(context: Context, held_out: Sequence[Preference]) -> MarginCalibration | None:
+    """Fit the confidence of margin and disagreement; None if it is that of the margin alone, or with too few held-out pairs."""
+    shape = context.config.evaluator.confidence
+    if shape == "slope" or len(held_out) < FEWEST_FOR_TEMPERATURE:
+        return None
+    prompts, replies = [p.prompt for p in held_out] * 2, [p.chosen for p in held_out] + [p.rejected for p in held_out]
+    chosen_KN, rejected_KN = context.scorer().each(prompts, replies).chunk(2, dim=1)
+    margins_KN = chosen_KN - rejected_KN
+    # As in evaluation: the mean over members, and a population deviation.
+    margins, deviations = margins_KN.mean(0).tolist(), margins_KN.std(0, correction=0).tolist()
+    # The prompt is that of the question, which may have several pairs.
+    labels, questions = [p.label for p in held_out], [p.prompt.ids for p in held_out]
+    return fit_margin_signals(margins, deviations, labels, shape, prior=TEMPERATURE_PRIOR, groups=questions)
+
+
 def run(context: Context) -> dict[str, Any]:
     """Train and save the roles `evaluator-0`, ...; return counts and the temperature."""
+    return context.train(_train_members)
+
+
+def _train_members(context: Context) -> dict[str, Any]:
     config = context.config
     kept, held = _split(context)
     added = _added(context, kept)
@@ -119,20 +147,30 @@ def run(context: Context) -> dict[str, Any]:
     starts = list(accumulate((steps_of(train, config.evaluator) for train in members.values()), initial=0))
     with context.terminal.bar("evaluator", starts[-1]) as bar:
         for number, ((role, train), start, end) in enumerate(zip(members.items(), starts, starts[1:], strict=False)):
-            if not context.role_folder(role).is_dir():  # a member trained before an interruption is kept
+            if not context.has_role(role):  # a member trained before an interruption is kept
                 _train(context, number, role, train, _read_by(number, context, held_out), start, bar)
             # A member that was trained before an interruption logs no steps, so its share is added here.
             bar.advance(end - bar.done)
     context.load_evaluators()
     temperature = _temperature(context, held_out)
-    written = context.role_folder(EVALUATOR) / "evaluator.json"
-    # Added to the file of the first member, which was written without it before the temperature could be fitted.
-    saved = {"temperature": temperature.value, "temperature_pairs": temperature.pairs}
-    write_json(written, {**read_json(written), **saved})
+    _add_facts(context, {"temperature": temperature.value, "temperature_pairs": temperature.pairs})
+    confidence = _confidence(context, held_out)
+    if confidence is not None:
+        _add_facts(context, {"confidence": asdict(confidence)})
     counts = {"trained": len(kept), "held_out": len(held_out), "members": len(members)}
     if added:
         counts["added"] = len(added)
     return {**counts, "temperature": round(temperature.value, 6)}
+
+
+def _add_facts(context: Context, facts: dict[str, Any]) -> None:
+    """Add facts to the file of the first member, which was written before they could be fitted."""
+    path = context.role_folder(EVALUATOR) / "evaluator.json"
+
+    def add() -> None:
+        context.store.write_json(path, {**read_json(path), **facts})
+
+    by_first(context.processes, f"facts of {EVALUATOR}: {', '.join(facts)}", add)
 
 
 def _read_by(number: int, context: Context, pairs: Sequence[Preference]) -> list[Preference]:
@@ -158,6 +196,10 @@ def _train(
     backbone.roles.add(role, seed=context.seed("role", role) % 2**31, head=True, **reading)
     folder = context.checkpoint_folder("evaluator") / role
 
+    def checkpoints(optimizers: Mapping[str, AdamW]) -> Checkpoints:
+        metrics = [context.store.metrics_path("evaluator")]
+        return Checkpoints(folder, backbone, [role], optimizers, metrics=metrics, check=context.store.check_writable)
+
     def log(values: dict[str, float]) -> None:
         if values["step"] == 0:  # the held-out loss of the untrained head, which is log 2
             return
@@ -173,7 +215,7 @@ def _train(
         backbone,
         pairs,
         config.evaluator,
-        lambda optimizers: Checkpoints(folder, backbone, [role], optimizers, metrics=[context.store.metrics_path("evaluator")]),
+        checkpoints,
         seed=context.round_seed,
         batch_tokens=config.backbone.batch_tokens,
         log=log,
@@ -185,7 +227,7 @@ def _train(
     units = _units(context, role, pairs) if config.evaluator.members > 1 else {"mean": 0.0, "deviation": 1.0}
     read_reference = {} if read.reference_answer else {"reference_answer": False}
     # In one rename, so a role folder that exists is complete; `run` relies on this to skip the member.
-    with writing(context.role_folder(role)) as written:
+    with context.writing_role(role) as written:
         save_role(backbone, role, written)
         write_json(written / "evaluator.json", {**units, **read_reference})
 

@@ -68,6 +68,7 @@ class _Row:
         text: the question as the model reads it.
         asked: the question alone, without a passage.
         passage: passage that the question is grounded in; empty without one.
+        references: replies that the user considers good: the `reply` of a question, the chosen replies of pairs.
     """
 
     text: str
@@ -78,6 +79,7 @@ class _Row:
     passage: str = ""
     replies: list[str] = field(default_factory=list)
     pairs: list[Labelled] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
     _known: set[str] = field(default_factory=set)
 
     def add_reply(self, text: str, form: str) -> None:
@@ -85,6 +87,10 @@ class _Row:
         if form not in self._known:
             self._known.add(form)
             self.replies.append(text)
+
+    def add_references(self, texts: Sequence[str]) -> None:
+        """Add the references that are not yet present."""
+        self.references = [*dict.fromkeys([*self.references, *texts])]
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class Given:
         dropped: questions that are not used.
         replies: distinct replies by question id.
         pairs: pairs by question id.
+        references: good replies by question id, with which only the evaluation compares those of the policy.
     """
 
     kind: Kind
@@ -104,6 +111,7 @@ class Given:
     dropped: tuple[Drop, ...]
     replies: dict[str, tuple[str, ...]]
     pairs: dict[str, tuple[Labelled, ...]]
+    references: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def given_key(config: RunConfig) -> list[str]:
@@ -177,6 +185,7 @@ def read_given(config: RunConfig) -> Given | None:
         tuple(dropped),
         {i: tuple(row.replies) for i, row in zip(ids, rows, strict=True) if row.replies},
         {i: tuple(row.pairs) for i, row in zip(ids, rows, strict=True) if row.pairs},
+        {i: tuple(row.references) for i, row in zip(ids, rows, strict=True) if row.references},
     )
 
 
@@ -307,6 +316,8 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
             "a question must be in one split"
         )
     row.split = row.split or split
+    if kind == "questions":
+        row.add_references(reader.references())
     if kind == "replies":
         for reply in reader.replies():
             # Replies are drawn in pairs later, and two that differ only in case, punctuation or spaces are no comparison.
@@ -314,6 +325,7 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     if kind == "pairs":
         pair = reader.pair()
         row.pairs.append(pair)
+        row.add_references([pair.chosen])
         for reply in (pair.chosen, pair.rejected):
             # Looked up by their exact text when the pairs are made (stages/verdicts.py).
             row.add_reply(reply, reply)
@@ -361,6 +373,14 @@ class _Reader:
         if not isinstance(found, list) or not found:
             raise self._wrong('"replies" must be a list of strings')
         return [self._text("replies", reply, "assistant") for reply in found]
+
+    def references(self) -> list[str]:
+        """Return the replies in a line of a file of questions, where they are optional: one, or a list."""
+        found = self.values.get("reply")
+        values = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong('"reply" must be a text or a list of texts: references, with which replies are compared')
+        return [value.strip() for value in values if value.strip()]
 
     def pair(self) -> Labelled:
         chosen, rejected = (self._reply_of_pair(name) for name in ("chosen", "rejected"))
@@ -436,13 +456,13 @@ class _Passages:
     """The passages of the questions, in groups of near-duplicates, direct or through other passages.
 
     Two files with the same text, such as a page and its PDF, differ in line breaks and marks; two versions of a document differ
-    in a few words. As exact texts they would be separate passages, one for training and one for the test.
+    in a few words or numbers. As exact texts they would be separate passages, one for training and one for the test.
     """
 
     def __init__(self, rows: Sequence[_Row], threshold: float) -> None:
         self._form: dict[str, str] = {}
         self._first: dict[str, str] = {}
-        index = NearDuplicates(threshold)
+        index = NearDuplicates(threshold, same_numbers=False)
         for passage in dict.fromkeys(row.passage for row in rows if row.passage):
             self._form[passage] = normalise(passage) or passage
             firsts = [*dict.fromkeys(self._first[twin] for twin in index.find_all(passage)), passage]

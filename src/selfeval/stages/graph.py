@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import reduce
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.backbone.fingerprint import model_identity
-from selfeval.config import BackboneConfig, EndpointConfig, RunConfig, VerdictsConfig
+from selfeval.config import BackboneConfig, EmbeddingEndpointConfig, EndpointConfig, RunConfig, VerdictsConfig
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
 from selfeval.labelling.label_file import LabelFile
 from selfeval.labelling.training import labels_key, training_key
 from selfeval.records import Label, Split
+from selfeval.report.map_points import MAP_FILE
 from selfeval.runs.judge_fit import FIT_FILE
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
@@ -28,6 +29,7 @@ from selfeval.stages.given import given_key
 from selfeval.stages.gold import gold_key
 from selfeval.stages.input_files import file_fingerprints
 from selfeval.stages.judge_probe import PROBE_FILE
+from selfeval.stages.seeds import replied_seeds
 from selfeval.store import Expected, Ledger, Output, fingerprint
 from selfeval.training.step_evaluator import STEP_EVALUATOR
 
@@ -65,6 +67,7 @@ class Stage:
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
         gathers: whether it only combines the output of other stages, and is overwritten when that changes.
         computes: whether it runs the model. Default: yes.
+        maps: whether it computes shards, which workers can do.
         labels: returns a fingerprint of the labels of people that it reads, from all labels of the round; empty without any.
         wanted: whether it is a stage of a run. The stages after it read the one before it if it is not. Default: of every run.
     """
@@ -81,6 +84,7 @@ class Stage:
     trains: bool = False
     gathers: bool = False
     computes: bool = True
+    maps: bool = False
     labels: Callable[[Sequence[Label]], str] | None = None
     wanted: Callable[[RunConfig], bool] = lambda config: True
 
@@ -103,12 +107,12 @@ class Stage:
         return [*self.output_paths(root, config), *(root / path for path in self.owned)]
 
     def moved_paths(self, root: Path, config: RunConfig) -> list[Path]:
-        """Return all files and folders outside of its own folder that are set aside and restored with its results."""
+        """Return all files and folders outside its folder that are set aside and restored with its results."""
         return [*self.owned_paths(root, config), *(root / path for path in self.notes)]
 
     def kept_paths(self, root: Path) -> list[Path]:
-        """Return outputs that no stage reads but that must be intact: metrics and dropped records."""
-        return [root / path for path in self.owned if path.startswith(("dropped/", "metrics/"))]
+        """Return outputs that no stage reads but that must be intact: metrics, dropped records and the points of the map."""
+        return [root / path for path in self.owned if path.startswith(("dropped/", "metrics/", MAP_FILE))]
 
 
 STAGES: tuple[Stage, ...] = (
@@ -127,6 +131,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         prompts=("ask",),
         owned=("dropped/questions",),
+        maps=True,
     ),
     Stage(
         "replies",
@@ -135,6 +140,8 @@ STAGES: tuple[Stage, ...] = (
         sections=("replies", "chat.system", "evaluation.temperature", "evaluation.top_p"),
         prompts=("reply",),
         outputs=("reference_answers", LIMIT_FILE),
+        owned=("dropped/replies",),
+        maps=True,
     ),
     Stage(
         "verdicts",
@@ -143,6 +150,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("verdicts",),
         owned=("dropped/verdicts",),
         notes=(PROBE_FILE, FIT_FILE),
+        maps=True,
     ),
     Stage(
         "pairs",
@@ -172,6 +180,7 @@ STAGES: tuple[Stage, ...] = (
         owned=("dropped/steps", "checkpoints/steps", "metrics/steps.jsonl"),
         trains=True,
         wanted=lambda config: config.steps.enabled,
+        maps=True,
     ),
     Stage(
         "policy",
@@ -188,7 +197,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("policy"),),
         sections=("domain", "gold", "evaluation"),
         outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}", evaluation.SCORED, evaluation.COMPARED),
-        owned=("metrics/evaluation.jsonl",),
+        owned=("metrics/evaluation.jsonl", MAP_FILE),
     ),
     Stage(
         "report",
@@ -276,6 +285,7 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
     values, day = _with_contents(config), day or date.today()
     folder, verdicts = templates_folder(config.model, config.templates), config.verdicts
     sources = prompt_sources(folder, day, kinds_of_run(verdicts), verdicts.rubric)
+    replies_of_seeds = _seed_replies(config, seeds)
     previous: dict[str, str] = {}
     for round_number in range(1, number + 1):
         keys: dict[str, str] = {}
@@ -294,7 +304,8 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
             prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
             if "referee" in prompts and (referee := values["evaluation"].get("referee")):
                 sections["evaluation.referee"] = referee
-            sections |= _engine(config.backbone, stage.name)
+            sections |= _engine(config.backbone, stage.name) | _embedder(values, stage.name)
+            sections |= replies_of_seeds if stage.name == "evaluation" else {}
             keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
         previous = keys
     return previous
@@ -303,8 +314,14 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
 def _origin(config: RunConfig, seeds: Sequence[Any], chat: Any, day: date) -> list[Any]:
     """Return the identity of everything that round 1 starts from."""
     tokenizer = [_tokenizer_day(config.model, day), chat]
-    # Only the questions of the seeds: their replies and other fields are never read by a stage.
+    # Only the questions of the seeds: their replies are read by the evaluation alone (`_seed_replies`), other fields never.
     return [model_identity(config.model), tokenizer, [seed.question for seed in seeds], *given_key(config)]
+
+
+def _seed_replies(config: RunConfig, seeds: Sequence[Any]) -> dict[str, Any]:
+    """Return the replies of the seeds, on which the evaluation depends; empty without any: such runs keep their keys."""
+    found = replied_seeds(config, seeds)
+    return {"replies of seeds": found} if found else {}
 
 
 def _with_contents(config: RunConfig) -> dict[str, Any]:
@@ -312,6 +329,10 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
+    # Without these settings, where they have their defaults, runs from before there were any keep their keys.
+    for section, name in _ADDED:
+        if values[section][name] == type(getattr(config, section)).model_fields[name].default:
+            del values[section][name]
     values["verdicts"].get("pointwise", {}).pop("rubric", None)  # its content is among the prompts
     if values["verdicts"]["votes"] == 1:
         # A single vote is greedy; without the settings, runs from before there were votes keep their keys.
@@ -323,8 +344,18 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     for settings in (values["verdicts"].get("endpoint", {}), values["evaluation"].get("referee", {})):
         for name in EndpointConfig.WITHOUT_EFFECT & settings.keys():
             del settings[name]
+    for name in EmbeddingEndpointConfig.WITHOUT_EFFECT & values["embeddings"].get("endpoint", {}).keys():
+        del values["embeddings"]["endpoint"][name]
     del values["policy"]["gate"]  # whether the policy is trained, not how
     return {**values, "gold": gold_key(config)}
+
+
+_ADDED = (
+    *(("questions", name) for name in ("paraphrase", "off_domain", "coverage", "sketch_above")),
+    ("replies", "loops"),
+    ("evaluation", "map_points"),  # earlier runs have no map
+)
+"""Settings, by section, that were added later."""
 
 
 def _engine(config: BackboneConfig, stage: str) -> dict[str, Any]:
@@ -335,12 +366,22 @@ def _engine(config: BackboneConfig, stage: str) -> dict[str, Any]:
     return {**lengths, "backbone.vllm.max_weight": config.vllm.max_weight} if stage == "policy" else lengths
 
 
+def _embedder(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Return the settings of the embedder if the stage uses another one than the default: earlier runs keep their keys."""
+    default = RunConfig.model_fields["embeddings"].default.model_dump(mode="json")
+    is_used = stage == "evaluation" and values["evaluation"].get("map_points") != 0
+    return {"embeddings": values["embeddings"]} if is_used and values["embeddings"] != default else {}
+
+
 def _calibration(config: VerdictsConfig) -> dict[str, Any]:
     """Return the settings on which calibrated probabilities depend; nothing if they are not calibrated."""
     found = config.calibration
+    # Of a slope, the settings from before there were other maps: earlier runs keep their keys.
+    signals = {"map"} if found.map != "slope" else set()
     if found.method == "given":
-        return found.model_dump(mode="json", exclude={"pairs"})
-    return found.model_dump(mode="json", include={"method", "pairs"}) if config.fits_consistency else {}
+        more = {"weights", "steps"} if signals else set()
+        return found.model_dump(mode="json", include={"method", "slope", "truncated_slope", "bias", *signals, *more})
+    return found.model_dump(mode="json", include={"method", "pairs", *signals}) if config.fits_consistency else {}
 
 
 def _tokenizer_day(name: str, day: date) -> str | None:

@@ -16,6 +16,8 @@ from selfeval.judging.calibrated import calibrated, calibration_of, looks_of, ro
 from selfeval.judging.judges.combined import fit_members, pool_members
 from selfeval.judging.protocol import UNFITTED, JudgeFit, Judgement, state_of
 from selfeval.quality.judge_calibration import FEWEST_PAIRS, Calibration, Looks, fit_to_consistency, unbiased_agreement
+from selfeval.quality.judge_signals import SignalCalibration, fit_signals_to_consistency
+from selfeval.quality.signed_regression import FEWEST_FOR_ISOTONIC
 from selfeval.quality.statistics import rounded
 from selfeval.records import CombinedEvidence, Verdict
 from selfeval.report.summary import OTHER_JUDGES
@@ -145,32 +147,54 @@ def calibrate(context: Context, pairs: Sequence[Any], work: Work[Any]) -> tuple[
     judged = _judge_first(context, pairs[: shards * config.shard], work)
     verdicts = [verdict for _, output in judged for verdict in output.records]
     found = _fitted(verdicts, config)
-    values = None if found is None else vars(found)
+    values = None if found is None else dataclasses.asdict(found)
     context.store.write_json(context.store.root / FIT_FILE, {"calibration": values, "pairs": len(verdicts)})
     context.terminal.note(f"verdicts: {_described(found, len(verdicts), config)}")
-    if found is not None and not max(found.slope, found.truncated_slope) and not context.force and not context.earlier:
-        raise LoopError(_without_consistency(_looks(verdicts, config), len(verdicts)))
+    if found is not None and found.is_useless and not context.force and not context.earlier:
+        raise LoopError(_without_consistency([look for _, look in _looks(verdicts, config)], len(verdicts)))
     return JudgeFit(calibration=found), judged
 
 
-def _fitted(verdicts: Sequence[Verdict], config: VerdictsConfig) -> Calibration | None:
+def _fitted(verdicts: Sequence[Verdict], config: VerdictsConfig) -> Calibration | SignalCalibration | None:
     """Fit to the pairs with a verdict that is no tie, rounded as written: a resumed run reads these numbers."""
-    found = fit_to_consistency(_looks(verdicts, config))
+    looks, shape = _looks(verdicts, config), config.calibration.map
+    if shape != "slope":
+        signals = fit_signals_to_consistency([look for _, look in looks], shape, [question for question, _ in looks])
+        return signals and signals.rounded()
+    found = fit_to_consistency([look for _, look in looks])
     return found and Calibration(**{name: round(value, 6) for name, value in vars(found).items()})
 
 
-def _looks(verdicts: Sequence[Verdict], config: VerdictsConfig) -> list[Looks]:
+def _looks(verdicts: Sequence[Verdict], config: VerdictsConfig) -> list[tuple[str, Looks]]:
+    """Return question id and looks of each verdict with a preference."""
     clear = [verdict for verdict in verdicts if verdict.tie is None or verdict.tie <= config.tie]
-    return [look for verdict in clear if (look := looks_of(_judgement(verdict))) is not None]
+    return [(verdict.question_id, look) for verdict in clear if (look := looks_of(_judgement(verdict))) is not None]
 
 
-def _described(found: Calibration | None, pairs: int, config: VerdictsConfig) -> str:
+def _described(found: Calibration | SignalCalibration | None, pairs: int, config: VerdictsConfig) -> str:
     if found is None:
         return f"fewer than {FEWEST_PAIRS} of {pairs} pairs have a preference, so the judge's probabilities are not calibrated"
+    if isinstance(found, SignalCalibration):
+        return _signals_described(found, pairs, config)
     cut = f" ({found.truncated_slope:.2g} after a chain of thought that was cut off)" if config.truncated == "force" else ""
     return (
         f"calibrated on the agreement of both orders of {pairs} pairs: log-odds times {found.slope:.2g}{cut}, "
         f"position bias {found.bias:+.2f}"
+    )
+
+
+def _signals_described(found: SignalCalibration, pairs: int, config: VerdictsConfig) -> str:
+    weights = ", ".join(f"{name} {weight:+.2g}" for name, weight in found.weights.items() if weight)
+    second = f"isotonic regression of {len(found.steps)} points" if found.steps else f"log-odds times {found.scale:.2g}"
+    is_short = config.calibration.map == "isotonic" and not found.steps
+    short = (
+        f"; an isotonic regression needs {FEWEST_FOR_ISOTONIC} looks (two of each question), so it is a temperature"
+        if is_short
+        else ""
+    )
+    return (
+        f"calibrated on the agreement of both orders of {pairs} pairs: weights {weights or '0'}, {second}, "
+        f"position bias {found.bias:+.2f}{short}"
     )
 
 
@@ -183,7 +207,9 @@ def _without_consistency(looks: Sequence[Looks], pairs: int) -> str:
     )
 
 
-def calibrated_verdict(verdict: Verdict, calibration: Calibration | None, config: VerdictsConfig) -> Verdict:
+def calibrated_verdict(
+    verdict: Verdict, calibration: Calibration | SignalCalibration | None, config: VerdictsConfig
+) -> Verdict:
     """Return a recorded verdict with its calibrated probability and the state that follows.
 
     Args:

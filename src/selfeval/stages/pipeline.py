@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from selfeval.backbone.load import pick_device
-from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.backbone.snapshot import commit_of
 from selfeval.backbone.threads import cpu_threads, is_set_by_user, pick_threads, usable_cores
 from selfeval.errors import InputError, LostWorkError, RunFolderError
@@ -269,6 +268,8 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
     inputs = expected.inputs or ""
     # Before the work: after a kill, the results on disk can be attributed to this configuration.
     store.begin(stage.name, expected.key, inputs)
+    if context.workers is not None and stage.computes and not stage.maps:
+        context.workers.stop()  # it needs their memory more
     try:
         with context.terminal.stage(context.round, stage.name), cpu_threads(_threads(context, stage)):
             counts = stage.run(context)
@@ -285,7 +286,7 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
         state="finished",
         seconds=seconds,
         counts=counts,
-        peak_bytes=peak_resident_bytes(),
+        peak_bytes=context.peak_bytes(),
         memory_events=_memory_events(context, stage),
     )
     # The manifest marks the stage as finished, so it comes last: after a kill before it, the stage runs again and reuses
@@ -306,10 +307,10 @@ def _threads(context: Context, stage: Stage) -> int:
         if threads < recorded:
             _say(context, stage, f"begun with {recorded} CPU threads, continued with {threads}: the last bits may differ")
         return threads
-    threads = pick_threads(cores)
+    threads = context.workers.threads if context.workers is not None and (stage.maps or stage.trains) else pick_threads(cores)
     # Before the work: results depend on the number in their last bits, so a resumed stage continues with it.
     context.store.record_stage(stage.name, threads=threads)
-    if threads < cores:
+    if threads < cores and context.workers is None:
         _say(context, stage, f"{threads} of {cores} CPU threads, because more are slower at the moment")
     return threads
 

@@ -23,7 +23,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.policy_gate import check_evaluator
 from selfeval.stages.steps import ensure_step_evaluator
 from selfeval.stages.terminal import Bar
-from selfeval.store import write_json, writing
+from selfeval.store import write_json
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scorer, Scores
 from selfeval.training.evaluator import EVALUATOR, Preference
@@ -75,7 +75,7 @@ def save_policy(context: Context, guide: Guide | None) -> None:
     guides = guide.roles if guide else ()
     for role in (*guides, POLICY):
         context.backbone.roles.freeze(role)
-        with writing(context.role_folder(role)) as folder:
+        with context.writing_role(role) as folder:
             save_role(context.backbone, role, folder)
             if guide and role == POLICY:
                 write_json(folder / GUIDE, guide.as_json())
@@ -231,7 +231,8 @@ class _RunRecorder:
     def checkpoints(self, roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
         context, store = self.context, self.context.store
         folder, metrics = context.checkpoint_folder("policy"), [store.metrics_path(name) for name in _METRICS]
-        return Checkpoints(folder, context.backbone, roles, optimizers, metrics=metrics, written=_sampled_until(context))
+        written, check = _sampled_until(context), store.check_writable
+        return Checkpoints(folder, context.backbone, roles, optimizers, metrics=metrics, written=written, check=check)
 
     def resumed(self, iteration: int) -> None:
         for name in _METRICS:
@@ -277,6 +278,10 @@ def run(context: Context) -> dict[str, Any]:
     Raises:
         LoopError: the evaluator is not shown to be useful (`check_evaluator`).
     """
+    return context.train(_train)
+
+
+def _train(context: Context) -> dict[str, Any]:
     check_evaluator(context)
     store, backbone = context.store, context.backbone
     add_roles(context)

@@ -6,6 +6,7 @@ the judge (or of the user's file) on held-out pairs, never gold.
 
 from __future__ import annotations
 
+from selfeval.backbone.process_group import by_first
 from selfeval.errors import LoopError
 from selfeval.evaluation.evaluator import by_judge, compare_with_rules
 from selfeval.quality.comparisons import FEWEST
@@ -29,7 +30,8 @@ def check_evaluator(context: Context) -> None:
         LoopError: a paired comparison does not show that the evaluator is better, and the user has not forced the run.
     """
     policy = context.config.policy
-    begun = context.checkpoint_folder("policy").is_dir()
+    # Process 0 looks: on a shared file system another one may not see yet what an earlier worker wrote.
+    begun = by_first(context.processes, "whether the training has begun", context.checkpoint_folder("policy").is_dir)
     if policy.gate == "off" or policy.settings.reads_kept_pairs or begun:
         return
     obstacle = _obstacle(context)

@@ -35,7 +35,8 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False, allow_cod
         allow_code_execution: run code in replies with the unit tests of a gold file. Default: False.
 
     Raises:
-        InputError: seeds, a user's file, gold, a tracker, the engine, the model, its templates or its adapters cannot be used.
+        InputError: seeds, a user's file, gold, a tracker, the embedder, the engine, the model, its templates or its adapters
+            cannot be used.
     """
     # Cheapest first: a typo in a file must not wait for the model's files.
     given = check_texts(config)
@@ -43,6 +44,7 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False, allow_cod
     check_gold(config, tested, allow_code_execution=allow_code_execution)
     check_installed(config.trackers)
     _check_servers(config)
+    _check_embedder(config)
     _check_engine(config)
     check_base(config, () if given is None else given.questions, trust_remote_code=trust_remote_code)
 
@@ -122,6 +124,14 @@ def _check_servers(config: RunConfig) -> None:
 
         for section, settings in config.servers.items():
             check_endpoint(settings, section)
+
+
+def _check_embedder(config: RunConfig) -> None:
+    if config.evaluation.map_points and config.embeddings.embedder != "backbone":
+        # Imported here for the same reason.
+        from selfeval.quality.embeddings.registry import check_embedder
+
+        check_embedder(config.embeddings)
 
 
 def _check_engine(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """questions: the model writes new questions in the domain of the seeds; near-duplicates and junk are dropped.
 
-`quality/question_filters.py` detects junk. Every drop is recorded with its reason in dropped/questions/.
+`quality/question_filters.py` detects junk. Every drop is recorded with its reason in dropped/questions/. On request, questions
+outside the domain of the seeds and paraphrases are dropped too, and the examples cover all topics (`question_meaning.py`).
 
 In a later round, the previous round's policy writes new training questions. All rounds use the test questions of round 1, so
 rounds can be compared and no test question is ever trained on.
@@ -26,14 +27,19 @@ from selfeval.judging.coverage import check_seeds
 from selfeval.judging.sources import fixed_text
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
-from selfeval.quality.dedupe import NearDuplicates, normalise
+from selfeval.quality.dedupe import normalise
+from selfeval.quality.embeddings import Embedder
+from selfeval.quality.embeddings.plain import plain_embedder
+from selfeval.quality.minhash import duplicate_index
 from selfeval.quality.question_filters import QuestionFilters
+from selfeval.quality.vector_groups import VectorGroups
 from selfeval.records import Drop, Question, Split
 from selfeval.rollout.engine import generate
 from selfeval.rollout.requests import Request, Rollout
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given
+from selfeval.stages.question_meaning import Meaning, MeaningGroup, compares_meaning, draw_from_topics, topic_weights
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, counting, grow_shards
 
 __all__ = ["WriteQuestions", "run"]
@@ -60,6 +66,7 @@ class WriteQuestions:
         fixed: questions that are the first shard as they are: those of the user's file, and in a later round the test questions
             of round 1. Default: none.
         dropped: drops of the first shard. Default: none.
+        batch_tokens: maximum tokens of a pass that computes vectors. Default: 16,384.
     """
 
     config: QuestionsConfig
@@ -71,6 +78,7 @@ class WriteQuestions:
     earlier: tuple[Question, ...] = ()
     fixed: tuple[Question, ...] = ()
     dropped: tuple[Drop, ...] = ()
+    batch_tokens: int = 16_384
 
     def fixed_in(self, split: Split) -> int:
         return sum(question.split == split for question in self.fixed)
@@ -91,7 +99,9 @@ class WriteQuestions:
         """Sample a shard, or as much of it as is needed. The samples do not depend on how many of them are needed."""
         if self.fixed and not batch.index:
             return ShardOutput(self.fixed, self.dropped)
-        acceptance, requests, sampled = _Acceptance(self, batch.records), self._requests(model, batch), 0
+        embedder = self._embedder(model)
+        acceptance = _Acceptance(self, batch.records, embedder, model.vectors)
+        requests, sampled = self._requests(model, batch, embedder), 0
         outcomes: list[Question | Drop | None] = []
         while len(acceptance.accepted) < self.wanted:
             # Sample 50% more than needed, because some are dropped; doubling the total bounds the number of batches.
@@ -100,35 +110,56 @@ class WriteQuestions:
             if not asked:
                 break
             # Judged in the order of the samples: whether one is a near-duplicate depends on those before it.
-            tell = self._told(model.tell, len(batch.records), len(acceptance.accepted), len(asked))
-            outcomes += [acceptance.consider(sample) for sample in self._samples(model, batch.index, sampled, asked, tell)]
+            advance = self._counting(model.report_progress, len(batch.records), len(acceptance.accepted), len(asked))
+            outcomes += acceptance.consider_all(self._samples(model, batch.index, sampled, asked, advance))
             sampled += len(asked)
         return ShardOutput([o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)])
 
-    def _requests(self, model: ModelHandle, batch: Batch[Question]) -> Iterator[Request]:
+    def _embedder(self, model: ModelHandle) -> Embedder | None:
+        """Return what computes vectors, if a filter or the examples need any."""
+        if not compares_meaning(self.config) and not self.config.coverage:
+            return None
+        return plain_embedder(model.backbone, model.start(), batch_tokens=self.batch_tokens)
+
+    def _requests(self, model: ModelHandle, batch: Batch[Question], embedder: Embedder | None) -> Iterator[Request]:
         """Yield a shard of prompts, each with its own examples: some seeds, the rest training questions of earlier shards."""
         config, rng = self.config, self.draws.random("questions", batch.index)
         # Without a file of seeds, training questions of the user's file are the seeds.
         pool = [q.opening for q in batch.records if q.split == Split.TRAIN and q.opening not in self.seeds]
+        by_topic: list[list[float]] | list[None] = [None, None]
+        if config.coverage and embedder is not None and pool:
+            by_topic = self._by_topic(model, batch, embedder, pool)
         for _ in range(config.shard):
             # The first shard has no questions yet, and its prompts show seeds only.
             from_pool = min(len(pool), max(0, config.examples - config.seed_examples))
             from_seeds = min(len(self.seeds), config.examples - from_pool)
-            examples = rng.sample(self.seeds, from_seeds) + rng.sample(pool, from_pool)
+            examples = draw_from_topics(rng, self.seeds, by_topic[0], from_seeds)
+            examples += draw_from_topics(rng, pool, by_topic[1], from_pool)
             rng.shuffle(examples)
             yield Request(model.templates.prompt("ask", examples=examples), config.temperature, config.top_p)
 
-    def _told(self, tell: Callable[[float], None], before: int, now: int, asked: int) -> Callable[[int], None]:
+    def _by_topic(
+        self, model: ModelHandle, batch: Batch[Question], embedder: Embedder, pool: Sequence[str]
+    ) -> list[list[float]]:
+        """Return weights of the seeds and of the questions of the pool, with which each topic is drawn equally often."""
+        # All questions in order, because the filters use the vectors of the same groups.
+        openings = [question.opening for question in batch.records]
+        rows = {opening: row for row, opening in enumerate(openings)}
+        vectors = model.vectors.embed(embedder, openings)[[rows[opening] for opening in pool]]
+        seeds = model.vectors.embed(embedder, self.seeds)
+        return topic_weights(seeds, vectors, self.draws.seed("topics", batch.index))
+
+    def _counting(self, report_progress: Callable[[float], None], before: int, now: int, asked: int) -> Callable[[int], None]:
         """Return a callback that counts samples and reports the share of the missing questions, as if most were good.
 
         Args:
-            tell: receives the share.
+            report_progress: receives the share.
             before: number of questions before the shard.
             now: number of questions before these samples.
             asked: number of samples.
         """
         missing = self.wanted - before
-        return counting(lambda share: tell((now - before + share * min(self.wanted - now, asked)) / missing), asked)
+        return counting(lambda share: report_progress((now - before + share * min(self.wanted - now, asked)) / missing), asked)
 
     def _samples(
         self, model: ModelHandle, shard: int, first: int, requests: list[Request], advance: Callable[[int], None]
@@ -170,11 +201,19 @@ class _Acceptance:
     Args:
         work: settings, seeds, and questions of earlier rounds.
         accepted: questions of this round so far.
+        embedder: Optional. Computes vectors for the filters that compare questions by meaning. Default: there are none.
+        vectors: Optional. Vectors that were computed for earlier shards. Default: none.
     """
 
-    def __init__(self, work: WriteQuestions, accepted: Sequence[Question]) -> None:
+    def __init__(
+        self,
+        work: WriteQuestions,
+        accepted: Sequence[Question],
+        embedder: Embedder | None = None,
+        vectors: VectorGroups | None = None,
+    ) -> None:
         self._work, self.config = work, work.config
-        self.index = NearDuplicates(self.config.near_duplicate)
+        self.index = duplicate_index(self.config.near_duplicate, self.config.sketch_above)
         self.filters = QuestionFilters.of(work.seeds, work.instruction)
         self.accepted: list[Question] = []
         self._counts: Counter[Split] = Counter()
@@ -186,22 +225,48 @@ class _Acceptance:
             self.index.add(question.id, question.text)
         for question in accepted:
             self._accept(question)
+        self._meaning: Meaning | None = None
+        if embedder is not None and compares_meaning(self.config):
+            self._meaning = Meaning(self.config, embedder, work.seeds, vectors)
+            # Separately, because only the second list grows.
+            for known in (work.earlier, accepted):
+                self._meaning.add_all([question.id for question in known], [question.text for question in known])
 
-    def consider(self, sample: _Sample) -> Question | Drop | None:
-        """Return the accepted question, the drop, or None if there are enough questions already."""
+    def consider_all(self, samples: Sequence[_Sample]) -> list[Question | Drop | None]:
+        """Return the outcome of each sample of a group, in order."""
+        whole = [sample.text for sample in samples if self._fault(sample) is None] if self._meaning is not None else []
+        group = None if self._meaning is None else self._meaning.group(whole)
+        return [self.consider(sample, group) for sample in samples]
+
+    def consider(self, sample: _Sample, group: MeaningGroup | None = None) -> Question | Drop | None:
+        """Return the accepted question, the drop, or None if there are enough questions already.
+
+        Args:
+            sample: the sample.
+            group: Optional. The group of the sample, in which it is compared by meaning. Default: it is not.
+        """
         text = sample.text
         if len(self.accepted) >= self._work.wanted:
             return None
-        if not sample.finished:
-            # Checked first: the other filters expect a whole question.
-            return Drop("questions", "unfinished", text)
-        if reason := "thinking" if sample.is_reasoning else self._junk(text):
+        if reason := self._fault(sample):
             return Drop("questions", reason, text)
         twin = self.index.find(text)
         if twin is not None:
             return Drop("questions", "near_duplicate", text, {"of": twin})
+        if group is not None and (drop := group.drop(text)) is not None:
+            return drop
         # The number is that of the accepted question, so ids have no gaps.
-        return self._accept(Question(f"{self._prefix}{len(self.accepted):06d}", text, self._split(), "self"))
+        question = Question(f"{self._prefix}{len(self.accepted):06d}", text, self._split(), "self")
+        if group is not None:
+            group.accept(question.id, text)
+        return self._accept(question)
+
+    def _fault(self, sample: _Sample) -> str | None:
+        """Return the reason to drop a sample that does not depend on other questions."""
+        if not sample.finished:
+            # Checked first: the other filters expect a whole question.
+            return "unfinished"
+        return "thinking" if sample.is_reasoning else self._junk(sample.text)
 
     def _junk(self, text: str) -> str | None:
         if len(normalise(text)) < self.config.shortest:
@@ -238,7 +303,7 @@ def run(context: Context) -> dict[str, int]:
     if context.round == 1:
         _check_seeds(context)
     config, work = context.config.questions, _work(context)
-    shards = StageShards(context.store, context.terminal, "questions", drops=True)
+    shards = StageShards(context.store, context.terminal, "questions", drops=True, poisoned=context.config.scale.poisoned)
     # A limit on the samples, for a model that writes hardly any usable question.
     most = int(config.attempts * work.wanted / config.shard) + 1
     questions = grow_shards(shards, Question, work, context.executor, wanted=work.wanted, most=most)
@@ -261,6 +326,7 @@ def _work(context: Context) -> WriteQuestions:
         tuple(question for questions in earlier for question in questions),
         fixed,
         dropped,
+        config.backbone.batch_tokens,
     )
 
 
@@ -281,7 +347,8 @@ def _take_given(context: Context, given: Given) -> dict[str, int]:
 def _counts(context: Context, questions: Sequence[Question], wanted: int) -> dict[str, int]:
     config = context.config.questions
     train = sum(q.split == Split.TRAIN for q in questions)
-    drops = Counter(d.reason for d in context.store.read_dropped("questions"))
+    dropped = context.store.read_dropped("questions")
+    drops = Counter(d.reason for d in dropped)
     # Fewer than a tenth is a failure of the prompt or the seeds; more is reported, and the run continues.
     if train < 2 or train < config.train // 10:
         seen = ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) or "none"
@@ -289,6 +356,11 @@ def _counts(context: Context, questions: Sequence[Question], wanted: int) -> dic
             f"the model generated only {len(questions)} usable questions out of {wanted} (dropped: {seen}). Use more varied "
             "seeds, "
             "raise questions.attempts or questions.max_new_tokens, or lower questions.train and questions.test"
+        )
+    if any(drop.detail.get("limited") for drop in dropped):
+        context.terminal.note(
+            "questions.off_domain: in some groups more than half of the samples were beyond the threshold; "
+            "only the farthest half was dropped. Use seeds of the whole domain, or a larger questions.off_domain"
         )
     if len(questions) < wanted:
         context.terminal.note(f"questions: {len(questions)} of {wanted} wanted; continuing with these")

@@ -11,19 +11,26 @@ Its replies are then cut there. The random numbers of a sample do not depend on 
 limit would have given. A beam search depends on its limit, so every shard searches with the cap and cuts the result. All
 shards have the same distribution.
 
+A reply to a training question, sampled or of a beam search, that repeats itself until the limit (`quality/reply_loops.py`) is
+listed among the drops, and is not judged. Replies to test questions are never dropped, because the evaluation would no longer
+measure the model as it is. Dropped replies stay in the shard: the share of replies that were cut off counts them.
+
 With a file of replies or pairs (`stages/given.py`) its replies are used, and only the test questions get one sample each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import RepliesConfig
 from selfeval.errors import LoopError
-from selfeval.records import Question, ReferenceAnswer, Reply, Split
+from selfeval.quality.reply_diversity import measure_diversity
+from selfeval.quality.reply_loops import Loop, find_loop
+from selfeval.records import Drop, Question, ReferenceAnswer, Reply, Split
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import visible_ids
 from selfeval.rollout.requests import Request, Rollout
@@ -34,7 +41,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, computed, counting, map_shards
 
-__all__ = ["Asked", "WriteReplies", "run"]
+__all__ = ["Asked", "WriteReplies", "run", "texts_of_training_questions"]
 
 Numbered = tuple[Question, int]
 """A question and the number of a reply to it."""
@@ -103,7 +110,7 @@ class WriteReplies:
         # Beam search is deterministic, so it gets at most one reply per question: the last number.
         sampled, beamed = self._numbered([asked.question for asked in batch.records])
         answers = sum(one.reference_answer for one in batch.records) if model.templates.grades_with_reference_answer else 0
-        advance = counting(model.tell, len(sampled) + len(beamed) + answers)
+        advance = counting(model.report_progress, len(sampled) + len(beamed) + answers)
         with model.backbone.acting_as(model.start()):
             written = self._sampled(model, batch.index, sampled, advance) if sampled else []
             if beamed:
@@ -129,9 +136,18 @@ class WriteReplies:
         with model.backbone.acting_as(model.start()):
             replies += self._typed(model, asked)
         records = sorted(replies, key=lambda r: r.id)
+        drops = self._loops({one.question.id: one.question for one in asked}, records)
         if not model.templates.grades_with_reference_answer:
-            return ShardOutput(records)
-        return ShardOutput(records, others={"reference_answers": self._reference_answers(model, asked, advance)})
+            return ShardOutput(records, drops)
+        return ShardOutput(records, drops, others={"reference_answers": self._reference_answers(model, asked, advance)})
+
+    def _loops(self, questions: Mapping[str, Question], replies: Sequence[Reply]) -> list[Drop]:
+        """Return a drop for each sampled reply to a training question that repeats itself until the limit."""
+        if self.config.loops == "keep":
+            return []
+        sampled = [r for r in replies if questions[r.question_id].split == Split.TRAIN and r.sampling_method != "file"]
+        found = [(reply, find_loop(reply.ids, finished=reply.finished)) for reply in sampled]
+        return [_loop_drop(questions[r.question_id], r, loop) for r, loop in found if loop is not None]
 
     def _thinking(self, model: ModelHandle) -> ThinkingTokens | None:
         return model.templates.thinking(self.config.max_thinking_tokens)
@@ -259,6 +275,17 @@ def _reply(model: ModelHandle, written: _Written) -> Reply:
     )
 
 
+def _loop_drop(question: Question, reply: Reply, loop: Loop) -> Drop:
+    detail = {
+        "question": question.text,
+        "reply": reply.id,
+        "block": loop.block,
+        "repeated": loop.tokens,
+        "tokens": len(reply.ids),
+    }
+    return Drop("replies", "loop", reply.text, detail)
+
+
 def _check_thinking(context: Context, replies: Sequence[Reply]) -> None:
     """Refuse replies of which most were cut off inside their reasoning: they have no text to compare.
 
@@ -337,7 +364,7 @@ def _room(context: Context, question: Question) -> int:
     return min(left - len(templates.reply_prompt(question).ids), (left - len(grade.ids)) // texts)
 
 
-def run(context: Context) -> dict[str, int]:
+def run(context: Context) -> dict[str, float]:
     """Write the replies to all questions; return counts."""
     config, typed = context.config, context.given.replies if context.given else {}
     work = WriteReplies(
@@ -348,7 +375,7 @@ def run(context: Context) -> dict[str, int]:
         test_top_p=config.evaluation.top_p,
     )
     others = ("reference_answers",) if context.templates.grades_with_reference_answer else ()
-    shards = StageShards(context.store, context.terminal, "replies", others=others)
+    shards = StageShards(context.store, context.terminal, "replies", drops=None, others=others, poisoned=config.scale.poisoned)
     # Test questions have reference answers since round 1.
     known = {w.question_id for w in context.first.read("reference_answers", ReferenceAnswer)} if context.earlier else set()
     questions = context.store.read("questions", Question)
@@ -364,10 +391,27 @@ def run(context: Context) -> dict[str, int]:
             f"replies: {missing} of {wanted} in the file are too long for this model's context and are skipped"
         )
     _check_thinking(context, replies)
+    drops = Counter(drop.reason for drop in context.store.read_dropped("replies"))
     decided = {"limit": work.limit} if config.replies.max_new_tokens == "auto" else {}
     return {
         **decided,
         "replies": len(replies),
         "beam": sum(r.sampling_method == "beam" for r in replies),
         "unfinished": sum(not r.finished for r in replies),
+        **{f"dropped_{reason}": count for reason, count in sorted(drops.items())},
+        **_diversity(questions, replies),
     }
+
+
+def _diversity(questions: Sequence[Question], replies: Sequence[Reply]) -> dict[str, float]:
+    """Return how much the replies to the same training question differ; empty if none has two replies."""
+    return measure_diversity(texts_of_training_questions(questions, replies)).means()
+
+
+def texts_of_training_questions(questions: Iterable[Question], replies: Iterable[Reply]) -> list[list[str]]:
+    """Return the texts of the replies to each training question."""
+    texts: dict[str, list[str]] = {q.id: [] for q in questions if q.split == Split.TRAIN}
+    for reply in replies:
+        if reply.question_id in texts:
+            texts[reply.question_id].append(reply.text)
+    return list(texts.values())

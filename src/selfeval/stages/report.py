@@ -51,10 +51,10 @@ _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 
 
 def _dropped(context: Context) -> Dropped:
-    drops = {stage: context.store.read_dropped(stage) for stage in ("questions", "verdicts")}
+    drops = {stage: context.store.read_dropped(stage) for stage in ("questions", "replies", "verdicts")}
     counts = {stage: dict(sorted(Counter(drop.reason for drop in found).items())) for stage, found in drops.items()}
     examples = tuple(example for stage, found in drops.items() for example in _examples(stage, found))
-    return Dropped(questions=counts["questions"], verdicts=counts["verdicts"], examples=examples)
+    return Dropped(**counts, examples=examples)
 
 
 def _examples(stage: str, drops: Sequence[records.Drop]) -> Iterator[Drop]:
@@ -135,6 +135,7 @@ def build_report(context: Context) -> Report:
         policy=figures.policy,
         replies=figures.replies,
         steps=figures.steps,
+        domain_map=figures.domain_map,
         rounds=_rounds([context.store, *context.later]) if context.round == 1 < context.config.rounds else None,
         dropped=_dropped(context),
         samples=figures.samples,

@@ -6,25 +6,29 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfeval.config import RunConfig, load_config, nearest
-from selfeval.errors import InputError, RunFolderError
+from selfeval.errors import ConfigError, InputError, RunFolderError
 from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader
 from selfeval.runs.run import Run
+from selfeval.runs.servers import is_named_by, named_servers, refuse_servers
 from selfeval.stages import STAGE_NAMES
 from selfeval.store import Fresh, Ledger
+from selfeval.store.remote.places import is_url
 
 if TYPE_CHECKING:
-    from selfeval.stages.context import Context
+    from selfeval.stages.context import Context, Trainer
     from selfeval.stages.shards import Executor
     from selfeval.stages.terminal import Terminal
+    from selfeval.stages.workers import Workers, WorkersAsked
+    from selfeval.store import RunStore
 
-__all__ = ["Outcome", "assignments_of", "config_to_run", "execute", "new_config", "run", "stop_at"]
+__all__ = ["Outcome", "assignments_of", "config_to_run", "execute", "new_config", "run", "stop_at", "workers_asked"]
 
 _WEIGHTS_FOLDER = "backbone.placement.folder"
 _EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
@@ -167,11 +171,7 @@ def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignment
     values = {**reader.config.model_dump(mode="json"), "backbone.memory_budget": memory_budget}
     if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
         values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run folder has a copy
-    named = [assignment.partition("=")[0].strip() for assignment in assignments]
-
-    def is_named(key: str) -> bool:
-        return any(f"{key}.".startswith(f"{given}.") for given in named)  # itself, or the section that contains it
-
+    is_named = is_named_by(assignments)
     placement = values["backbone"]["placement"]
     recorded = placement["folder"]
     placement["folder"] = ""
@@ -181,27 +181,8 @@ def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignment
     refuse_other_files(folder, reader.run.get("made_of") or {}, config, is_named)
     if not is_named("trackers"):
         _refuse_remote(folder, config.trackers)
-    _refuse_servers(folder, config, is_named)
+    refuse_servers(folder, config.all_servers, is_named)
     return config
-
-
-def _refuse_servers(run: Path, config: RunConfig, is_named: Callable[[str], bool]) -> None:
-    """Refuse the servers of a run.json, and the variables with their keys, that the command does not name.
-
-    Raises:
-        RunFolderError: there is one. A run folder may come from somebody else, so it cannot choose where texts and a key go.
-    """
-    off = {"verdicts.endpoint": "verdicts.judge=pairwise", "evaluation.referee": "evaluation.referee=none"}
-    for section, settings in config.servers.items():
-        values = {f"{section}.url": settings.url, f"{section}.key_variable": settings.key_variable}
-        unnamed = {key: value for key, value in values.items() if value and not is_named(key)}
-        if unnamed:
-            asked = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in unnamed.items())
-            shown = ", ".join(f"{key} = {value}" for key, value in unnamed.items())
-            raise RunFolderError(
-                f"{run / 'run.json'} sets {shown}, and questions and replies would be sent there; a resumed run does so only "
-                f"if the command says so: add {asked}, or --set {off[section]} to judge with the model of the run"
-            )
 
 
 def _refuse_remote(run: Path, trackers: Sequence[str]) -> None:
@@ -265,6 +246,8 @@ def execute(
     restart: bool = False,
     force: bool = False,
     executor_of: Callable[[Context], Executor] | None = None,
+    workers: WorkersAsked | None = None,
+    trainer: Trainer | None = None,
     verbose: bool = False,
     watch: str = "",
 ) -> Outcome:
@@ -281,6 +264,8 @@ def execute(
         force: continue although the judge or the evaluator is not shown to be useful. Default: False.
         executor_of: Optional. Returns the executor of a stage that writes shards, from the context of its round. Default:
             shards are computed in this process.
+        workers: Optional. Workers that compute shards and train together, by Ray. Default: none.
+        trainer: Optional. Calls the training of a stage. Default: the workers, or this process if there are none.
         verbose: append notes, progress, warnings of libraries and tracebacks to `run.log` in the run folder. Default: False.
         watch: Optional. Line for the terminal that says how to watch the run. Default: none.
 
@@ -291,7 +276,7 @@ def execute(
 
     check_input(config, trust_remote_code=trust_remote_code, allow_code_execution=allow_code_execution)
     from selfeval.backbone.snapshot import ensure_snapshot
-    from selfeval.stages.context import Context, in_process
+    from selfeval.stages.context import Context, in_process, in_this_process
     from selfeval.stages.progress import progress_file
     from selfeval.stages.rounds import run_rounds
     from selfeval.stages.run_log import run_log
@@ -304,12 +289,13 @@ def execute(
         unknown = f"the size of {config.model} is not known, so settings that were not given have the defaults of small models"
         if note := unknown if made is None else made.note(config):
             terminal.note(note)
-    for section, settings in config.servers.items():
+    for section, settings in config.all_servers.items():
         terminal.note(f"{section}: questions and replies are sent to {settings.model} at {settings.url}")
     with (
         run_folder(output) as store,
         progress_file(output, terminal),
         run_log(output) if verbose else nullcontext() as log,
+        _workers(workers, config, store, terminal) as found,
     ):
         if watch:
             terminal.show(watch)
@@ -324,9 +310,36 @@ def execute(
             restart=restart,
             force=force,
             executor_of=executor_of or in_process,
+            workers=found,
+            trainer=trainer or (in_this_process if found is None else found.train),
         )
         worked = run_rounds(context, stop)
         return Outcome(worked, store.run["status"] == "finished", isinstance(Ledger(store.root).state("report"), Fresh))
+
+
+def workers_asked(number: int | None, ray: str | None) -> WorkersAsked | None:
+    """Return the workers that the user asks for; None without `--workers` and `--ray`.
+
+    Raises:
+        ConfigError: fewer than one.
+    """
+    if number is None and ray is None:
+        return None
+    if number is not None and number < 1:
+        raise ConfigError(f"workers = {number}; use a whole number of at least 1")
+    from selfeval.stages.workers import WorkersAsked
+
+    return WorkersAsked(number, ray)
+
+
+def _workers(
+    asked: WorkersAsked | None, config: RunConfig, store: RunStore, terminal: Terminal
+) -> AbstractContextManager[Workers | None]:
+    if asked is None:
+        return nullcontext()
+    from selfeval.stages.workers import open_workers  # most runs need no worker
+
+    return open_workers(asked, config, store, terminal)
 
 
 def run(
@@ -339,6 +352,8 @@ def run(
     progress: bool = True,
     trust_remote_code: bool = False,
     allow_code_execution: bool = False,
+    workers: int | None = None,
+    ray: str | None = None,
     **settings: Any,
 ) -> Run:
     """Run the loop, or resume it, as `selfeval run` does: questions, replies, verdicts, pairs, evaluator, policy, evaluation.
@@ -348,7 +363,7 @@ def run(
 
     Args:
         recipe: Optional. A configuration (see `load_config`), or the path of a TOML recipe.
-        output: Optional. Run folder (default: `runs/NAME`). An existing run is resumed.
+        output: Optional. Run folder or URL (default: `runs/NAME`). An existing run is resumed.
         until: Optional. Stop after this stage; `2/pairs` is a stage of round 2. Default: run all stages.
         restart: rerun stages whose settings changed or whose files are lost; their old results are moved to `replaced/`.
             Default: False.
@@ -358,6 +373,9 @@ def run(
         trust_remote_code: run code that comes with the model. No setting can enable this. Default: False.
         allow_code_execution: run code in replies with the unit tests of a gold file, in a sandbox. No setting can enable this.
             Default: False.
+        workers: Optional. Number of processes that compute shards and train together, each with its own copy of the model.
+            They are started by Ray on this machine, or on the cluster `ray`. Default: this process does all work.
+        ray: Optional. Address of a Ray cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. Default: none.
         **settings: configuration values that override the recipe, such as `model`, `seeds`, `seed`; sections are dicts,
             such as `policy={"iterations": 4}`.
 
@@ -371,7 +389,41 @@ def run(
         >>> run(output="runs/first", progress=False).status  # a finished run: nothing is left to do
         'finished'
     """
-    folder = None if output is None else Path(output)
+    if output is not None and is_url(output):
+        from selfeval.store.remote.mirror import opened  # imports fsspec
+
+        home: AbstractContextManager[Path | None] = opened(output)
+    else:
+        home = nullcontext(None if output is None else Path(output))
+    with home as folder:
+        return _run_in(
+            recipe,
+            folder,
+            until,
+            settings,
+            restart=restart,
+            force=force,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            allow_code_execution=allow_code_execution,
+            workers=workers_asked(workers, ray),
+        )
+
+
+def _run_in(
+    recipe: RunConfig | str | Path | None,
+    folder: Path | None,
+    until: str | None,
+    settings: dict[str, Any],
+    *,
+    restart: bool,
+    force: bool,
+    progress: bool,
+    trust_remote_code: bool,
+    allow_code_execution: bool,
+    workers: WorkersAsked | None,
+) -> Run:
+    """Run the loop in a local folder; see `run`."""
     if isinstance(recipe, RunConfig):
         # Through JSON and back, so overrides are validated together with the values that they change.
         config = load_config(None, recipe.model_dump(mode="json"), [*assignments_of(settings)])
@@ -394,8 +446,10 @@ def run(
         allow_code_execution=allow_code_execution,
         restart=restart,
         force=force,
+        workers=workers,
     )
-    return Run.open(folder, trust_remote_code=trust_remote_code)
+    # The caller of this function named them.
+    return Run.open(folder, trust_remote_code=trust_remote_code, servers=named_servers(config))
 
 
 def assignments_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from selfeval.stages.given import Given
 from selfeval.store import as_storage_error
 from selfeval.texts import Line, json_lines, read_text, safe_json, shortened
 
-__all__ = ["append_seed", "asks_seeds", "has_passages", "read_seeds", "seeds_of"]
+__all__ = ["append_seed", "asks_seeds", "has_passages", "read_seeds", "replied_seeds", "seeds_of"]
 
 _EXAMPLE = '{"question": "..."}'
 _LARGEST = 64 << 20
@@ -59,6 +60,17 @@ def seeds_of(config: RunConfig, given: Given | None) -> list[Seed]:
 def asks_seeds(config: RunConfig) -> bool:
     """Return whether the questions of a run are its seeds, as they are if these have passages."""
     return bool(config.seeds) and config.seeds == config.questions.file
+
+
+def replied_seeds(config: RunConfig, seeds: Sequence[Seed]) -> list[tuple[str, str]]:
+    """Return question and reply of the seeds that have one, with which the evaluation compares the policy's replies.
+
+    None if the questions of the run are its seeds: the references of its test questions are compared already, and the others
+    are training questions. The reply of a conversation answers its end, while its seed is its opening.
+    """
+    if asks_seeds(config):
+        return []
+    return [(s.question, s.reply) for s in seeds if s.reply is not None and s.reply.strip() and "messages" not in s.extra]
 
 
 def has_passages(path: str) -> bool:

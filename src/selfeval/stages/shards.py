@@ -3,6 +3,10 @@
 The work of a stage is a pure function of the model and a batch of records. It has no access to the run folder and is
 picklable, so an executor may call it in another process. Random draws are derived from seeds and names (`Draws`), so the
 results do not depend on which process computes a shard, or in which order.
+
+One rule for work that fails, in every executor: an error that the user has to correct ends the stage; any other is retried
+three times (`selfeval.scale.failures`). A shard that still fails is listed in `dropped/` with its traceback. Then the stage
+stops, or, with `scale.poisoned = "skip"`, continues without its records.
 """
 
 from __future__ import annotations
@@ -11,26 +15,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.judging.templates import Templates
-from selfeval.records import Drop
+from selfeval.quality.vector_groups import VectorGroups
+from selfeval.records import Drop, Question
 from selfeval.rollout.engines import OwnEngine, RolloutEngine
+from selfeval.scale.failures import Failure, retried
 from selfeval.stages.terminal import Bar, Terminal
 from selfeval.store import RunStore
 
 __all__ = [
+    "POISONED",
     "START",
     "Batch",
     "Executor",
     "InProcess",
     "ModelHandle",
+    "ReportProgress",
     "ShardOutput",
     "StageShards",
-    "Tell",
     "Work",
     "computed",
     "counting",
@@ -40,11 +47,15 @@ __all__ = [
 
 T = TypeVar("T")
 
-Tell = Callable[["Batch[Any]", float], None]
+ReportProgress = Callable[["Batch[Any]", float], None]
 """Receives the share of a batch that is done, from 0 to 1."""
 
 START = "start"
 """Role that a later round starts from: the previous round's policy, frozen. Round 1 starts from the bare base."""
+
+
+POISONED = "poisoned"
+"""Reason of the drop that stands for a shard whose work failed every time."""
 
 
 # -- work ---------------------------------------------------------------------------------------------------------------
@@ -64,7 +75,8 @@ class ModelHandle:
         start_folder: Optional. Saved role that the round starts from. Default: none, the round starts from the bare base.
         answers: Optional. Folder of the answers of a judge's server. Default: none, so no server may be asked.
         engine: samples the replies. Default: the engine on the backbone's own weights.
-        tell: receives the share of the batch that is done so far, from 0 to 1, to be shown. Default: progress is not reported.
+        report_progress: receives the share of the batch that is done so far, from 0 to 1. Default: does nothing.
+        vectors: vectors of earlier texts, for stages that compare texts by meaning. Default: none so far.
     """
 
     backbone: Backbone
@@ -72,7 +84,8 @@ class ModelHandle:
     start_folder: Path | None = None
     answers: Path | None = None
     engine: RolloutEngine = field(default_factory=OwnEngine)
-    tell: Callable[[float], None] = _ignore
+    report_progress: Callable[[float], None] = _ignore
+    vectors: VectorGroups = field(default_factory=VectorGroups)
 
     def start(self) -> str:
         """Load the role that the round starts from if needed, and return its name."""
@@ -105,11 +118,13 @@ class ShardOutput:
         records: records of the stage.
         drops: dropped records with their reasons; None if the stage never drops records.
         others: records for shards of the same number in other folders, by folder.
+        failure: why there are no records: the work failed every time. Default: it did not.
     """
 
     records: Sequence[Any]
     drops: Sequence[Drop] | None = None
     others: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    failure: Failure | None = None
 
 
 class Work(Protocol[T]):
@@ -123,14 +138,16 @@ class Executor(Protocol):
     """Calls the work, in this process or elsewhere."""
 
     def map(
-        self, work: Work[T], batches: Sequence[Batch[T]], tell: Tell | None = None
+        self, work: Work[T], batches: Sequence[Batch[T]], report_progress: ReportProgress | None = None
     ) -> Iterator[tuple[Batch[T], ShardOutput]]:
         """Yield each batch with its result as soon as it is finished, in any order.
+
+        Work that raises is retried, except for an `InputError`, which is raised; see `selfeval.scale.failures`.
 
         Args:
             work: computes a batch.
             batches: the batches.
-            tell: Optional. May be called with the share of a batch that is done so far. Default: progress is not reported.
+            report_progress: Optional. May be called with the share of a batch that is done so far. Default: does nothing.
         """
 
     def close(self) -> None:
@@ -148,17 +165,20 @@ class InProcess:
     model: Callable[[], ModelHandle]
 
     def map(
-        self, work: Work[T], batches: Sequence[Batch[T]], tell: Tell | None = None
+        self, work: Work[T], batches: Sequence[Batch[T]], report_progress: ReportProgress | None = None
     ) -> Iterator[tuple[Batch[T], ShardOutput]]:
         for batch in batches:
             model = self.model()
-            yield batch, work(model if tell is None else replace(model, tell=partial(tell, batch)), batch)
+            if report_progress is not None:
+                model = replace(model, report_progress=partial(report_progress, batch))
+            found = retried(partial(work, model, batch))
+            yield batch, ShardOutput((), failure=found) if isinstance(found, Failure) else found
 
     def close(self) -> None:
         """Do nothing: the model stays loaded for the next stages."""
 
 
-def counting(tell: Callable[[float], None], total: int) -> Callable[[int], None]:
+def counting(report_progress: Callable[[float], None], total: int) -> Callable[[int], None]:
     """Return a callback that counts finished pieces, such as replies, and reports which share of `total` they are.
 
     Example:
@@ -173,7 +193,7 @@ def counting(tell: Callable[[float], None], total: int) -> Callable[[int], None]
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        tell(min(1.0, done / max(total, 1)))
+        report_progress(min(1.0, done / max(total, 1)))
 
     return advance
 
@@ -181,17 +201,40 @@ def counting(tell: Callable[[float], None], total: int) -> Callable[[int], None]
 def computed(
     executor: Executor, work: Work[T], batches: Sequence[Batch[T]], bar: Bar
 ) -> Iterator[tuple[Batch[T], ShardOutput]]:
-    """Yield each batch with its result, and move the bar by its records, as they are done."""
+    """Yield each batch with its result, and move the bar by its records, as they are done.
+
+    Raises:
+        Exception: the work failed every time on a batch. The rest of the stage depends on these batches, so none is skipped.
+    """
+    for batch, output in _outputs(executor, work, batches, bar):
+        if output.failure is not None:
+            raise _error_of(output.failure, f"batch {batch.index}")
+        yield batch, output
+
+
+def _outputs(
+    executor: Executor, work: Work[T], batches: Sequence[Batch[T]], bar: Bar
+) -> Iterator[tuple[Batch[T], ShardOutput]]:
+    """Yield each batch with its result or failure, and move the bar."""
     shares: dict[int, float] = {}  # of the batches in progress; an executor may compute several
 
-    def tell(batch: Batch[T], share: float) -> None:
+    def report_progress(batch: Batch[T], share: float) -> None:
         shares[batch.index] = share * len(batch.records)
         bar.within(sum(shares.values()))
 
-    for batch, output in executor.map(work, batches, tell):
+    for batch, output in executor.map(work, batches, report_progress):
         yield batch, output
         shares.pop(batch.index, None)
         bar.advance(len(batch.records), sum(shares.values()))
+
+
+def _error_of(failure: Failure, what: str) -> Exception:
+    """Return the error of a failure, with the number of attempts, and the traceback of a worker."""
+    error = failure.error
+    error.add_note(f"{what} failed {failure.attempts} times")
+    if error.__traceback__ is None:
+        error.add_note(failure.traceback)
+    return error
 
 
 # -- shards -------------------------------------------------------------------------------------------------------------
@@ -205,17 +248,19 @@ class StageShards:
         store: folder of the round.
         terminal: shows progress.
         name: name of the stage.
-        drops: whether the stage drops records. Default: False.
+        drops: whether the stage drops records; None if shards of earlier versions have no file of drops. Default: False.
         others: other folders in which the stage writes a shard of the same number. Default: none.
         title: Optional. Name on the progress bar. Default: the name of the stage.
+        poisoned: what to do with a shard whose work fails every time: `stop` the stage, or `skip` the shard.
     """
 
     store: RunStore
     terminal: Terminal
     name: str
-    drops: bool = False
+    drops: bool | None = False
     others: tuple[str, ...] = ()
     title: str = ""
+    poisoned: Literal["stop", "skip"] = "stop"
 
     def has(self, index: int) -> bool:
         """Return whether a shard is finished, with its shards in other folders."""
@@ -229,6 +274,46 @@ class StageShards:
             self.store.write_shard(folder, index, output.others[folder])
         self.store.write_shard(self.name, index, output.records, output.drops)
 
+    def settle(self, index: int, output: ShardOutput, questions: Sequence[str] = ()) -> None:
+        """Write a finished shard, or act on a failure.
+
+        Args:
+            index: number of the shard.
+            output: its records, or its failure.
+            questions: ids of its questions, which are listed with a failure. Default: none.
+
+        Raises:
+            Exception: the error of the failure, unless such shards are skipped.
+        """
+        if output.failure is None:
+            self.write(index, output)
+            return
+        drop = _poisoned_drop(self.name, index, output.failure, questions)
+        if self.poisoned == "skip":
+            # Without records the shard counts as finished, so a resumed run does not try it again.
+            self.write(index, ShardOutput((), [drop], dict.fromkeys(self.others, ())))
+            self.terminal.note(f"{self.name}: shard {index} is skipped, because it failed {output.failure.attempts} times")
+            return
+        if self.drops is not False:
+            self.store.write_dropped(self.name, index, [drop])
+        raise _error_of(output.failure, f"{self.name}: shard {index}")
+
+
+def _poisoned_drop(stage: str, index: int, failure: Failure, questions: Sequence[str]) -> Drop:
+    detail = {
+        "shard": index,
+        "attempts": failure.attempts,
+        "questions": list(questions),
+        "traceback": failure.traceback,
+    }
+    return Drop(stage, POISONED, f"{type(failure.error).__name__}: {failure.error}", detail)
+
+
+def _question_ids(records: Sequence[Any]) -> list[str]:
+    """Return the ids of the questions of a batch, whose records are questions, or contain one."""
+    found = [record[0] if isinstance(record, tuple) else getattr(record, "question", record) for record in records]
+    return [question.id for question in found if isinstance(question, Question)]
+
 
 def map_shards(stage: StageShards, items: Sequence[T], size: int, work: Work[T], executor: Executor) -> None:
     """Split the items into shards of `size`, and compute those that are not finished. The shards are independent."""
@@ -237,8 +322,8 @@ def map_shards(stage: StageShards, items: Sequence[T], size: int, work: Work[T],
     left = [batch for batch in batches if not stage.has(batch.index)]
     done = len(items) - sum(len(batch.records) for batch in left)
     with stage.terminal.bar(stage.title or stage.name, len(items), done) as bar:
-        for batch, output in computed(executor, work, left, bar):
-            stage.write(batch.index, output)
+        for batch, output in _outputs(executor, work, left, bar):
+            stage.settle(batch.index, output, _question_ids(batch.records))
 
 
 def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Executor, *, wanted: int, most: int) -> list[T]:
@@ -263,10 +348,10 @@ def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Exec
         index += 1
     with stage.terminal.bar(stage.name, wanted, len(records)) as bar:
         while len(records) < wanted and index < most:
-            tell = partial(_within_missing, bar, wanted - len(records))
+            report_progress = partial(_within_missing, bar, wanted - len(records))
             # One batch at a time, because the next one reads these records.
-            for batch, output in executor.map(work, [Batch(index, tuple(records))], tell):
-                stage.write(batch.index, output)
+            for batch, output in executor.map(work, [Batch(index, tuple(records))], report_progress):
+                stage.settle(batch.index, output)
                 records += output.records
                 bar.advance(len(output.records))
             index += 1

@@ -8,9 +8,11 @@ replies.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch.optim import AdamW
 
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.config import StepsConfig
@@ -22,7 +24,6 @@ from selfeval.records import Drop, Question, Reply, Split, StepLabels
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 from selfeval.stages.terminal import Bar
-from selfeval.store import writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.step_evaluator import STEP_EVALUATOR, LabelledReply, train_step_evaluator, training_steps
 
@@ -96,7 +97,7 @@ def run(context: Context) -> dict[str, Any]:
     """
     config = context.config
     work = LabelSteps(config.steps, context.reply_limit, config.backbone.rollout_batch_size, context.seed("steps"))
-    shards = StageShards(context.store, context.terminal, "steps", drops=True)
+    shards = StageShards(context.store, context.terminal, "steps", drops=True, poisoned=config.scale.poisoned)
     map_shards(shards, _answered(context), config.steps.shard, work, context.executor)
     labels, drops = context.store.read("steps", StepLabels), context.store.read("dropped/steps", Drop)
     if not labels:
@@ -105,7 +106,7 @@ def run(context: Context) -> dict[str, Any]:
             f"answer in the form steps.answer = {config.steps.answer}; choose another form, raise replies.max_new_tokens or "
             "steps.questions, lower steps.share, or set steps.enabled = false"
         )
-    _train(context, labels)
+    context.train(_train)
     steps = sum(len(found.ends) for found in labels)
     return {"replies": len(labels), "steps": steps, **Counter(drop.reason for drop in drops)}
 
@@ -139,17 +140,18 @@ def _labelled(context: Context, labels: Sequence[StepLabels]) -> list[LabelledRe
     ]
 
 
-def _train(context: Context, labels: Sequence[StepLabels]) -> None:
-    config, backbone, folder = context.config, context.backbone, context.role_folder(STEP_EVALUATOR)
-    if folder.is_dir():  # written in one rename, so it is complete
-        return
+def _train(context: Context) -> dict[str, Any]:
+    if context.has_role(STEP_EVALUATOR):
+        return {}
+    config, backbone = context.config, context.backbone
     backbone.roles.add(STEP_EVALUATOR, seed=context.seed("role", STEP_EVALUATOR) % 2**31, head=True)
-    replies = _labelled(context, labels)
+    replies = _labelled(context, context.store.read("steps", StepLabels))
     with context.terminal.bar("steps", training_steps(len(replies), config.steps)) as bar:
         _train_role(context, replies, bar)
     backbone.roles.freeze(STEP_EVALUATOR)
-    with writing(folder) as written:
+    with context.writing_role(STEP_EVALUATOR) as written:
         save_role(backbone, STEP_EVALUATOR, written)
+    return {}
 
 
 def _train_role(context: Context, replies: Sequence[LabelledReply], bar: Bar) -> None:
@@ -160,6 +162,10 @@ def _train_role(context: Context, replies: Sequence[LabelledReply], bar: Bar) ->
         bar.say(f"loss {values['loss']:.3f} accuracy {values['accuracy']:.2f}")
         bar.advance()
 
+    def checkpoints(optimizers: Mapping[str, AdamW]) -> Checkpoints:
+        folder, check = context.checkpoint_folder("steps"), context.store.check_writable
+        return Checkpoints(folder, backbone, [STEP_EVALUATOR], optimizers, metrics=[metrics], check=check)
+
     def resumed(step: int) -> None:
         context.store.keep_metrics("steps", step)
         bar.advance(step - bar.done)
@@ -168,9 +174,7 @@ def _train_role(context: Context, replies: Sequence[LabelledReply], bar: Bar) ->
         backbone,
         replies,
         context.config.steps,
-        lambda optimizers: Checkpoints(
-            context.checkpoint_folder("steps"), backbone, [STEP_EVALUATOR], optimizers, metrics=[metrics]
-        ),
+        checkpoints,
         seed=context.round_seed,
         batch_tokens=context.config.backbone.batch_tokens,
         log=log,

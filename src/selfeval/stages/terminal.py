@@ -45,7 +45,7 @@ class Bar:
 
     def __init__(self, terminal: Terminal, name: str, total: int, done: int) -> None:
         self._terminal, self.name, self.total, self.done = terminal, name, total, done
-        self._started = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._time_left = TimeLeft(total, done, self._started)
         self._within, self._figures = 0.0, ""
         self._live: Live | None = None
@@ -63,8 +63,8 @@ class Bar:
         """Show how much of the units in progress is done, such as 40.5 of the 512 questions of a shard."""
         self._within = units
         self._time_left.update(self._reached, time.monotonic())
-        if time.monotonic() - self._told > _PLAIN_SECONDS:
-            self._told, line = time.monotonic(), self._plain_line()
+        if time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            self._last_line, line = time.monotonic(), self._plain_line()
             _LOGGER.debug(line)
             if self._live is None:
                 self._terminal.show(line)

@@ -11,24 +11,27 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import attrgetter, getitem
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from selfeval.backbone.fingerprint import base_fingerprint
+from selfeval.backbone.process_group import by_first
 from selfeval.backbone.role_files import save_role
 from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import ConfigError, RunFolderError
+from selfeval.runs.card import find_base
 from selfeval.runs.export import TUNING, Exported, export_role
 from selfeval.runs.export_folder import free_folder
-from selfeval.stages.context import Context
+from selfeval.stages.context import Context, Trainer, in_this_process
 from selfeval.stages.preflight import check_base
 from selfeval.stages.progress import progress_file
 from selfeval.stages.prompts import keep_templates, load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning_rows import Source, TuningRows
+from selfeval.stages.tuning_vocabulary import VOCABULARY, Vocabulary, check_vocabulary, extend_vocabulary
 from selfeval.store import (
     PROGRESS,
     Changed,
@@ -39,7 +42,6 @@ from selfeval.store import (
     read_object,
     read_run,
     write_json,
-    writing,
 )
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.held_out_loss import HeldOutLoss
@@ -120,6 +122,7 @@ def tune(
     terminal: Terminal,
     *,
     trust_remote_code: bool = False,
+    trainer: Trainer = in_this_process,
 ) -> Tuned:
     """Fine-tune an adapter and write base and adapter as one model folder. A second call resumes.
 
@@ -131,6 +134,7 @@ def tune(
             2,048, or the longest conversation that fits the context.
         terminal: shows progress.
         trust_remote_code: run code that comes with the model. Default: False.
+        trainer: calls the training. Default: in this process.
 
     Raises:
         TextError: the data cannot be read or is too short, or the length does not fit the model.
@@ -144,15 +148,20 @@ def tune(
     target = free_folder(target)
     source.check(config)
     check_base(config, trust_remote_code=trust_remote_code)  # fail before a folder is created, not after the training
+    check_vocabulary(config, trust_remote_code=trust_remote_code)
     with _workplace(target) as store, progress_file(store.root, terminal), terminal.stage(1, _STAGE):
         store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
-        context = Context(config, store, terminal, trust_remote_code=trust_remote_code)
+        base_id = find_base(config.model).hub_id
+        vocabulary = extend_vocabulary(config, source, store, terminal, trust_remote_code=trust_remote_code)
+        if vocabulary is not None:
+            config = config.model_copy(update={"model": str(vocabulary.model)})
+        context = Context(config, store, terminal, trust_remote_code=trust_remote_code, trainer=trainer)
         rows = source.rows(context, length)
         # After the rows are known, because their content is part of the key.
         _set_others_aside(context, rows)
         # It exists if an earlier call trained it and was killed during the export.
         if not context.role_folder(_ROLE).is_dir():
-            _train(context, rows)
+            context.train(partial(_train, rows, vocabulary))
         # The export reads them from the run folder, where an earlier attempt may have written others.
         keep_templates(config, store, context.day)
         load_templates(config, store, context.backbone.loaded.tokenizer, context.day)
@@ -169,6 +178,7 @@ def tune(
             precision="base",
             waiting=terminal.waiting,
             trust_remote_code=trust_remote_code,
+            base_id=base_id,
         )
     # Only after the export succeeded: until then, a second call resumes from this folder.
     shutil.rmtree(store.root)
@@ -177,7 +187,7 @@ def tune(
 
 @contextmanager
 def _workplace(target: Path) -> Iterator[RunStore]:
-    """Open and lock the working folder next to the target; remove it on an error if nothing was done yet."""
+    """Open and lock the working folder next to the target; remove it on an error if nothing was finished yet."""
     folder = target.with_name(f"{target.name}.tuning")
     begun = (".lock", ".run.json.part", PROGRESS, f".{PROGRESS}.part")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -190,8 +200,8 @@ def _workplace(target: Path) -> Iterator[RunStore]:
     try:
         yield store
     except BaseException:
-        if not any((folder / name).exists() for name in ("checkpoints", "roles", "replaced")):
-            shutil.rmtree(folder)  # nothing was done yet
+        if not any((folder / name).exists() for name in ("checkpoints", "roles", "replaced", VOCABULARY)):
+            shutil.rmtree(folder)  # nothing was finished yet
         raise
     finally:
         store.close()
@@ -216,10 +226,12 @@ def _set_others_aside(context: Context, rows: TuningRows) -> None:
     store.begin(_STAGE, key)
 
 
-def _train(context: Context, rows: TuningRows) -> None:
+def _train(rows: TuningRows, vocabulary: Vocabulary | None, context: Context) -> dict[str, Any]:
     """Train the adapter from its last checkpoint, if there is one, and save it with the facts."""
     config, backbone, store = context.config, context.backbone, context.store
     backbone.roles.add(_ROLE, seed=context.seed("role", _ROLE) % 2**31)
+    if vocabulary is not None:
+        backbone.roles.add_rows(_ROLE, vocabulary.first, len(vocabulary.pieces))
     backbone.budget.shorter = "lower --length"
     folder = context.checkpoint_folder(_STAGE)
     with context.terminal.bar(_STAGE, config.tuning.steps) as bar:
@@ -241,7 +253,9 @@ def _train(context: Context, rows: TuningRows) -> None:
             _ROLE,
             rows.rows,
             config.tuning,
-            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers, metrics=[store.metrics_path(_STAGE)]),
+            lambda optimizers: Checkpoints(
+                folder, backbone, [_ROLE], optimizers, metrics=[store.metrics_path(_STAGE)], check=store.check_writable
+            ),
             seed=config.seed,
             batch_tokens=config.backbone.batch_tokens,
             log=log,
@@ -250,10 +264,15 @@ def _train(context: Context, rows: TuningRows) -> None:
         )
     if measured is not None:
         _say_if_worse(context.terminal, measured)
+    facts = by_first(context.processes, "facts of the tuning", lambda: _facts(store.read_metrics(_STAGE), rows, measured))
+    if vocabulary is not None:
+        with context.terminal.waiting("measuring the effect of the new tokens"):
+            facts["vocabulary"] = vocabulary.effect(backbone, _ROLE, rows.held_out, config.backbone.batch_tokens, rows.clusters)
     # Weights and facts in one rename: `tune` takes an existing folder for a finished training.
-    with writing(context.role_folder(_ROLE)) as written:
+    with context.writing_role(_ROLE) as written:
         save_role(backbone, _ROLE, written)
-        write_json(written / TUNING, _facts(store.read_metrics(_STAGE), rows, measured))
+        write_json(written / TUNING, facts)
+    return facts
 
 
 def _say_if_worse(terminal: Terminal, measured: HeldOutLoss) -> None:

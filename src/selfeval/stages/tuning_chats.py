@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from selfeval.judging.conversations import Conversation, ConversationEncoder
 from selfeval.judging.turns import ROLES, Turn
 from selfeval.stages.context import Context
 from selfeval.stages.tuning_rows import TuningRows, conversation_rows
+from selfeval.stages.tuning_split import held_out_conversations
 from selfeval.stages.tuning_texts import LARGEST
 from selfeval.texts import Line, json_lines, read_text, shortened
 from selfeval.training.documents import Document
@@ -48,6 +50,23 @@ class ChatFiles:
         """
         _ = self._conversations
 
+    def texts(self, config: RunConfig) -> list[str]:
+        """Return the messages of the conversations that are trained on."""
+        held = self._held_out(config)
+        kept = [each for index, each in enumerate(self._conversations) if index not in held]
+        return [turn.text for conversation in kept for turn in conversation.turns]
+
+    def _held_out(self, config: RunConfig) -> dict[int, int]:
+        """Return the conversations to hold out, each with the number of its group of copies.
+
+        They do not depend on the tokenizer, which learns from the others.
+        """
+        asked = (takewhile(lambda turn: turn.role != "assistant", each.turns) for each in self._conversations)
+        prompts = [tuple((turn.role, turn.text) for turn in turns) for turns in asked]
+        texts = ["\n".join(turn.text for turn in each.turns) for each in self._conversations]
+        groups = held_out_conversations(texts, prompts, config.tuning.held_out, f"{config.seed}/held out")
+        return {index: number for number, group in enumerate(groups) for index in group}
+
     def rows(self, context: Context, length: int | None) -> TuningRows:
         """Render the conversations with the model's chat template and pack them."""
         encoder = ConversationEncoder(context.templates, context.config.chat.system)
@@ -60,7 +79,14 @@ class ChatFiles:
                 f"in {endless:,} conversations the {{% generation %}} marks of the chat template leave out the end-of-turn "
                 "token, so the model does not learn to end its turns; move the token in front of {% endgeneration %}"
             )
-        return conversation_rows(context, "conversations", [Document(e.ids, e.trained) for e in encoded], length)
+        held = self._held_out(context.config) if context.config.tuning.extend_vocabulary else None
+        if held == {} and context.config.tuning.held_out:
+            context.terminal.note(
+                "no conversation is held out, because those that were drawn and their near-copies are too many of all; the "
+                "effect of the new tokens is not measured"
+            )
+        documents = [Document(e.ids, e.trained, (held or {}).get(index, 0)) for index, e in enumerate(encoded)]
+        return conversation_rows(context, "conversations", documents, length, held)
 
 
 def read_conversations(paths: Sequence[Path]) -> list[Conversation]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from selfeval.config import RunConfig, load_config
-from selfeval.errors import TextError
+from selfeval.errors import ConfigError, TextError
 from selfeval.records import Pair, Split
 from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader, backbone_config
@@ -57,9 +57,15 @@ class PreferredReplies:
         """Read the pairs.
 
         Raises:
+            ConfigError: new tokens are configured.
             RunFolderError: the folder is not a run, or has no pairs yet.
             TextError: the run kept no training pair, or its replies followed reasoning, which pairs do not have.
         """
+        if config.tuning.extend_vocabulary:
+            raise ConfigError(
+                "the replies of a run are learned as the tokens that were sampled, among which no new token is; extend the "
+                "vocabulary on text (TEXT...) or conversations (--chat FILE)"
+            )
         self._pairs()
         if any(reply.thinking for reply in RunReader(self.run).records("replies")):
             raise TextError(
@@ -67,6 +73,10 @@ class PreferredReplies:
                 "would remove the reasoning; turn it off in the run, for example with "
                 "--set 'chat.arguments={enable_thinking = false}'"
             )
+
+    def texts(self, config: RunConfig) -> list[str]:
+        """Return no text; see `check`."""
+        return []
 
     def rows(self, context: Context, length: int | None) -> TuningRows:
         """Return the token ids that the run sampled, after the prompt that it asked."""

@@ -31,6 +31,7 @@ class TuningRows:
         rows: rows to train on.
         held_out: rows whose loss is only measured.
         facts: further facts for the exported folder.
+        clusters: name of the clusters of the held-out documents.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class TuningRows:
     rows: Sequence[Row]
     held_out: Sequence[Row] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    clusters: str = "conversations"
 
     @property
     def digest(self) -> str:
@@ -45,7 +47,7 @@ class TuningRows:
         found = hashlib.sha256(str((self.length, len(self.rows), len(self.held_out))).encode())
         for row in (*self.rows, *self.held_out):
             for document in row:
-                # The lengths separate documents and rows; the ids alone would not tell where one ends.
+                # The lengths separate documents and rows; the ids alone would not show where one ends.
                 found.update(array("q", (len(row), len(document), *document.ids)).tobytes())
                 found.update(bytes(document.trained))
         return found.hexdigest()[:16]
@@ -67,8 +69,12 @@ class Source(Protocol):
         """
         ...
 
+    def texts(self, config: RunConfig) -> Sequence[str]:
+        """Return the text that new tokens are learnt from, without the held-out part."""
+        ...
+
     def rows(self, context: Context, length: int | None) -> TuningRows:
-        """Return the rows, and tell the user about them.
+        """Return the rows, and print how many there are.
 
         Args:
             context: configuration, backbone and templates.
@@ -94,8 +100,17 @@ def row_length(loaded: LoadedModel, wanted: int | None) -> int:
     return wanted or context or 0
 
 
-def conversation_rows(context: Context, kind: str, documents: Sequence[Document], length: int | None) -> TuningRows:
+def conversation_rows(
+    context: Context, kind: str, documents: Sequence[Document], length: int | None, held: Collection[int] | None = None
+) -> TuningRows:
     """Fit documents into rows, hold some out, and pack them.
+
+    Args:
+        context: configuration and backbone.
+        kind: name of the documents.
+        documents: the documents.
+        length: Optional. Tokens per row.
+        held: Optional. Indices of the held-out documents. Default: `tuning.held_out` of those that fit.
 
     Raises:
         TextError: no document is left, or the length exceeds the model's context.
@@ -110,20 +125,28 @@ def conversation_rows(context: Context, kind: str, documents: Sequence[Document]
             f"none of the {len(documents):,} conversations fits a row of {row:,} tokens (the longest has {longest:,}); raise "
             "--length, or set tuning.too_long=cut"
         )
-    train, held = hold_out(fitting, config.tuning.held_out, f"{config.seed}/held out")
+    if held is None:
+        train, tested = hold_out(fitting, config.tuning.held_out, f"{config.seed}/held out")
+    else:
+        parts = [[d for i, d in enumerate(documents) if (i in held) == is_held] for is_held in (False, True)]
+        train, tested = (fit_documents(part, row, cut=config.tuning.too_long == "cut")[0] for part in parts)
+        if not train:
+            raise TextError(
+                f"none of the {len(parts[0]):,} conversations to train on fits a row of {row:,} tokens; raise --length"
+            )
     too_long = {"too_long": changed, "too_long_are": _TOO_LONG[config.tuning.too_long]}
     found = TuningRows(
         kind,
         row,
         _in_rows(train, row, config.tuning.packing),
-        _in_rows(held, row, config.tuning.packing),
-        {"documents": len(train), "held_out": len(held), **too_long},
+        _in_rows(tested, row, config.tuning.packing),
+        {"documents": len(train), "held_out": len(tested), **too_long},
     )
     context.terminal.note(_sentence(found, context))
     if any(len(row) > 1 for row in found.rows) and not reads_packed_rows(context.backbone):
         context.terminal.note(
             f"models of type {context.backbone.model.config.model_type} cannot separate conversations that share a row, so "
-            "each is read in a row of its own: the loss is the same, with more padding"
+            "each is read in a separate row: the loss is the same, with more padding"
         )
     return found
 

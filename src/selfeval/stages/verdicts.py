@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from selfeval.stages.judge_fit import Judged, calibrate, calibrated_verdict, est
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, counting, map_shards
 
-__all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "run"]
+__all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "run", "without_dropped"]
 
 ReplyPair = tuple[Question, Reply, Reply]
 
@@ -35,10 +35,17 @@ def compared(question: Question, first: Reply, second: Reply) -> Comparison:
     return Comparison(question.text, first.text, second.text, not first.finished, not second.finished, question.messages)
 
 
+def without_dropped(replies: Iterable[Reply], drops: Iterable[Drop]) -> list[Reply]:
+    """Return the replies without those that the stage replies dropped, such as loops."""
+    # A drop of a whole shard names no reply: there are none.
+    dropped = {drop.detail.get("reply") for drop in drops}
+    return [reply for reply in replies if reply.id not in dropped]
+
+
 def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | Drop]:
-    """Draw two distinct replies per question at random; return a drop if all replies are equal."""
+    """Draw two distinct replies per question at random, without dropped ones; return a drop if there are no two."""
     by_question: dict[str, list[Reply]] = defaultdict(list)
-    for reply in context.replies().values():
+    for reply in without_dropped(context.replies().values(), context.store.read_dropped("replies")):
         by_question[reply.question_id].append(reply)
     brought = context.given is not None and bool(context.given.replies)
     pairs: list[ReplyPair | Drop] = []
@@ -124,7 +131,7 @@ class JudgePairs:
             fit=self.fit,
         )
         with model.backbone.acting_as(BASE):
-            return judge.judge(comparisons, counting(model.tell, len(comparisons) * _prompts_per_pair(self.config)))
+            return judge.judge(comparisons, counting(model.report_progress, len(comparisons) * _prompts_per_pair(self.config)))
 
 
 def _prompts_per_pair(config: VerdictsConfig) -> int:
@@ -178,7 +185,7 @@ def run(context: Context) -> dict[str, int]:
         _take_given(context, context.given, questions)
         return _counts(context)
     work = JudgePairs(config.verdicts, config.backbone.rollout_batch_size, context.round_seed)
-    shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
+    shards = StageShards(context.store, context.terminal, "verdicts", drops=True, poisoned=config.scale.poisoned)
     pairs = _pairs(context, questions)
     drawn = [pair for pair in pairs if not isinstance(pair, Drop)]
     probe_judge(context, drawn, work)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from selfeval.errors import RunFolderError, StorageError
+from selfeval.store.changes import CHANGING, notify
 from selfeval.texts import parse_json
 
 __all__ = [
@@ -214,9 +215,10 @@ def writing(path: Path, *, new: bool = False) -> Iterator[Path]:
         open_to_umask(temporary)
         # Before the rename: after a power failure, the new name must not point to data that were never written.
         _sync(temporary)
-        if new and path.is_dir():
-            os.rmdir(path)
-        _replace(temporary, path)
+        with CHANGING:
+            if new and path.is_dir():
+                os.rmdir(path)
+            _replace(temporary, path)
     # KeyboardInterrupt included: no temporary files are left behind.
     except BaseException as error:
         with _ignoring_system_errors():
@@ -225,6 +227,7 @@ def writing(path: Path, *, new: bool = False) -> Iterator[Path]:
         if cause is None:
             raise
         raise as_storage_error(path, cause) from error
+    notify(path)
 
 
 def _aside(path: Path) -> Path:

@@ -106,7 +106,7 @@ class Output:
 
     @property
     def content(self) -> str | None:
-        """Fingerprint of the output and of its own inputs, and so of all stages before it; None if it is not finished."""
+        """Fingerprint of the output and of the inputs, which depend on all stages before it; None if it is not finished."""
         if not has_manifest(self.root, self.stage):
             return None
         manifest = read_manifest(self.root, self.stage)
@@ -274,7 +274,8 @@ def _refuse_other_files(path: Path, hashes: Any, remedy: str) -> None:
 
 def note_shards(root: Path, stage: str, hashes: Mapping[str, str]) -> None:
     """Add hashes to a stage's journal."""
-    write_sealed(root / stage / JOURNAL, {"shards": {**read_journal(root, stage), **hashes}})
+    # Sorted: the order in which shards are finished differs from run to run.
+    write_sealed(root / stage / JOURNAL, {"shards": dict(sorted({**read_journal(root, stage), **hashes}.items()))})
 
 
 # -- files --------------------------------------------------------------------------------------------------------------

@@ -18,19 +18,18 @@ from selfeval.errors import InputError
 from selfeval.store.files import open_file
 from selfeval.texts import parse_json
 
-__all__ = ["PROGRESS", "Progress", "is_locked", "read_progress", "remove_progress", "write_progress"]
+__all__ = ["PROGRESS", "Progress", "read_progress", "remove_progress", "write_progress"]
 
 PROGRESS = "progress.json"
 """File in the folder of the run, also while a later round is in progress."""
 
 _LARGEST = 1 << 14
-_LOCKS = Path("/proc/locks")
 _KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "float | None": (int, float)}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a process is working on.
+    """The work of a process.
 
     Attributes:
         host: name of its machine.
@@ -108,21 +107,3 @@ def _checked(values: dict[str, Any]) -> dict[str, Any] | None:
         if isinstance(value, int | float) and not 0 <= value < 1e15:
             return None
     return found
-
-
-def is_locked(folder: Path) -> bool | None:
-    """Return whether a process of this machine holds the lock of a run folder, without trying to lock it.
-
-    Trying would make a run fail that begins at the same moment. Linux lists all locks with the numbers of their files.
-
-    Returns:
-        None if it is not known: on other systems, or if there is no lock file.
-    """
-    try:
-        wanted = str(os.stat(folder / ".lock").st_ino)
-        lines = _LOCKS.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    # 1: FLOCK  ADVISORY  WRITE 10801 fe:00:5408994 0 EOF
-    # The device is not compared: overlay and btrfs report another one here than in `stat`.
-    return any(line.split()[1] == "FLOCK" and f":{wanted} " in line for line in lines if len(line.split()) > 5)

@@ -13,18 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from selfeval.errors import RunFolderError
 from selfeval.links import OF_OTHERS, entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
+from selfeval.store.changes import CHANGING
 from selfeval.store.files import as_storage_error, file_hash, recover_folder, write_file, write_json
 from selfeval.store.moves import Move, read_move
 from selfeval.store.progress import PROGRESS
 from selfeval.store.records import as_lines, read_records, write_records
 from selfeval.store.run_file import read_run
+from selfeval.store.run_lock import LOCK, RunLock
 from selfeval.store.sealed import write_sealed
 
 __all__ = ["RunStore"]
@@ -54,14 +54,10 @@ class RunStore:
             # The folder may be untrusted: through a link in it, this process could write or delete files elsewhere.
             found = entries(root, OF_OTHERS)
             refuse_links(root, found, RunFolderError)
-            self._lock = FileLock(root / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunFolderError(f"another process is using {root}; wait for it, or use another folder") from error
+            self._lock = RunLock(root)
         except OSError as error:
             raise as_storage_error(root, error) from error
-        self._archive = Archive(root)
-        self._folder_id = _identity(root)
+        self._join(root)
         try:
             for path in found:
                 recover_folder(path)
@@ -69,6 +65,10 @@ class RunStore:
         except BaseException:
             self.close()
             raise
+
+    def _join(self, root: Path) -> None:
+        """Use a folder that is open."""
+        self.root, self._archive, self._folder_id = root, Archive(root), _identity(root)
 
     def _refuse_other_folders(self) -> None:
         if self.root.exists() and not self.root.is_dir():
@@ -81,20 +81,23 @@ class RunStore:
     def _is_run(self) -> bool:
         """Whether the folder is a run, including one without run.json (lost, or killed before it was written)."""
         # A folder with nothing else was created by a process that was killed before its first write.
-        begun = (".lock", ".run.json.part", "run.log", PROGRESS, f".{PROGRESS}.part")
+        begun = (LOCK, ".run.json.part", "run.log", PROGRESS, f".{PROGRESS}.part")
         if (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir()):
             return True
-        ours = any((self.root / name).is_file() for name in (".lock", "seeds.jsonl"))
+        ours = any((self.root / name).is_file() for name in (LOCK, "seeds.jsonl"))
         return ours and any(self.root.glob("*/key.json"))
 
     def close(self) -> None:
         """Release the lock."""
         self._lock.release()
 
-    def _refuse_another_folder(self) -> None:
+    def check_writable(self) -> None:
         """Refuse to write if the folder was removed, or removed and created again.
 
         Writing would create it again without run.json, and without the lock: its results would belong to no configuration.
+
+        Raises:
+            RunFolderError: the folder was removed.
         """
         if _identity(self.root) != self._folder_id:
             raise RunFolderError(
@@ -116,12 +119,12 @@ class RunStore:
             RunFolderError: the run folder was removed.
             StorageError: the file cannot be written.
         """
-        self._refuse_another_folder()
+        self.check_writable()
         write_file(path, text)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a file of the run in one step, as JSON; see `write_text`."""
-        self._refuse_another_folder()
+        self.check_writable()
         write_json(path, value)
 
     def update_run(self, **values: Any) -> None:
@@ -130,7 +133,7 @@ class RunStore:
         Raises:
             RunFolderError: run.json is damaged, or the folder was removed.
         """
-        self._refuse_another_folder()
+        self.check_writable()
         write_sealed(self.root / "run.json", {**self.run, **values})
 
     def record_stage(self, stage: str, **values: Any) -> None:
@@ -157,7 +160,7 @@ class RunStore:
             key: fingerprint of the configuration that its output depends on.
             inputs: fingerprint of the outputs that it reads. Default: empty.
         """
-        self._refuse_another_folder()
+        self.check_writable()
         values = {"key": key, "inputs": inputs}
         # An unchanged key is left alone, so a resume does not touch the files of a finished stage.
         if ledger.read_key(self.root, stage) != values:
@@ -201,9 +204,10 @@ class RunStore:
         """Complete the move that the journal records, if there is one."""
         move = read_move(self._archive.folder)
         if move is not None:
-            move.rename(self.root, self._archive.folder)
-            self.update_run(**move.run)
-            move.end(self._archive.folder)
+            with CHANGING:
+                move.rename(self.root, self._archive.folder)
+                self.update_run(**move.run)
+                move.end(self._archive.folder)
 
     def reopen(self, stage: str) -> None:
         """Remove a stage's manifest and the shards whose dropped records are lost; keep all other files."""
@@ -245,7 +249,7 @@ class RunStore:
             inputs: fingerprint of the outputs that it read. Default: empty.
             also: additional files and folders whose integrity is checked, although no stage depends on them. Default: none.
         """
-        self._refuse_another_folder()
+        self.check_writable()
         manifest = {
             "stage": stage,
             "key": key,
@@ -261,7 +265,7 @@ class RunStore:
     def shards(self, stage: str) -> list[Path]:
         return sorted(self.folder(stage).glob("shard-*.jsonl"))
 
-    def has_shard(self, stage: str, index: int, *, drops: bool = False) -> bool:
+    def has_shard(self, stage: str, index: int, *, drops: bool | None = False) -> bool:
         """Whether an intact shard exists, with its file of dropped records if the stage drops records.
 
         A shard that is not in the stage's journal (written by a version without journals, or the journal was lost) does not
@@ -270,15 +274,20 @@ class RunStore:
         Args:
             stage: name of the stage.
             index: index of the shard.
-            drops: whether the stage drops records. Default: False.
+            drops: whether the stage drops records; None if only the shards of this version have such a file. Default: False.
 
         Raises:
             RunFolderError: a file's content has changed since it was written, or the journal is damaged.
         """
+        if not self.shard_path(stage, index).is_file():
+            return False
+        noted = ledger.read_journal(self.root, stage)
+        if drops is None:
+            # The journal is written before the files: a name that is not in it was never written, rather than lost.
+            drops = self._dropped_path(stage, index).relative_to(self.root).as_posix() in noted
         paths = self._paths_of_shard(stage, index, drops=drops)
         if not all(path.is_file() for path in paths):
             return False
-        noted = ledger.read_journal(self.root, stage)
         names = [path.relative_to(self.root).as_posix() for path in paths]
         if not all(name in noted for name in names):
             return False
@@ -302,7 +311,7 @@ class RunStore:
 
         Their hashes are added to the stage's journal first, so a kill at any point leaves no shard without a journal entry.
         """
-        self._refuse_another_folder()
+        self.check_writable()
         parts = [*([] if drops is None else [as_lines(drops)]), as_lines(records)]
         paths = self._paths_of_shard(stage, index, drops=drops is not None)
         hashes = {path: hashlib.sha256(lines).hexdigest() for path, lines in zip(paths, parts, strict=True)}
@@ -313,8 +322,14 @@ class RunStore:
         for path, lines in zip(paths, parts, strict=True):
             write_file(path, lines)
 
+    def write_dropped(self, stage: str, index: int, drops: Iterable[Drop]) -> None:
+        """Write the dropped records of a shard that is not there, which `write_shard` replaces when it is."""
+        self.check_writable()
+        write_records(self._dropped_path(stage, index), drops)
+
     def write_records(self, name: str, records: Iterable[Any]) -> None:
         """Write a file of records at the top level of the run folder."""
+        self.check_writable()
         write_records(self.root / name, records)
 
     def read_shard(self, stage: str, index: int, kind: type[R]) -> list[R]:
@@ -335,11 +350,12 @@ class RunStore:
 
     def add_metrics(self, stage: str, values: Mapping[str, Any]) -> None:
         """Append a line to the stage's metrics."""
-        self._refuse_another_folder()
+        self.check_writable()
         metrics.add_metrics(self.metrics_path(stage), values)
 
     def keep_metrics(self, stage: str, last_step: int) -> None:
         """Remove lines after `last_step`, written by a run that was killed after its last checkpoint."""
+        self.check_writable()
         metrics.keep_metrics(self.metrics_path(stage), last_step)
 
     def read_metrics(self, stage: str) -> list[dict[str, Any]]:

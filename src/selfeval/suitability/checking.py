@@ -85,7 +85,7 @@ def check_model(
     config: RunConfig,
     minutes: float,
     *,
-    tell: Callable[[float, str], None] = lambda seconds, text: None,
+    report_progress: Callable[[float, str], None] = lambda seconds, text: None,
     trust_remote_code: bool = False,
     allow_code_execution: bool = False,
 ) -> Check:
@@ -94,7 +94,7 @@ def check_model(
     Args:
         config: configuration of the run.
         minutes: time budget. Loading the model, the first verdicts and the estimate of the cost are not shortened.
-        tell: Optional. Called with the seconds that are spent and the current step.
+        report_progress: Optional. Called with the seconds that are spent and the current step.
         trust_remote_code: run code that comes with the model. Default: False.
         allow_code_execution: run code in replies with the unit tests of a gold file. Default: False.
 
@@ -105,7 +105,7 @@ def check_model(
     start = monotonic()
 
     def say(text: str) -> None:
-        tell(monotonic() - start, text)
+        report_progress(monotonic() - start, text)
 
     _refuse_labels(config)
     say(f"checking {config.model}")

@@ -24,7 +24,7 @@ from selfeval.stages.judge_fit import fitted_again
 from selfeval.stages.questions import WriteQuestions
 from selfeval.stages.replies import Asked, WriteReplies
 from selfeval.stages.shards import Batch, ModelHandle
-from selfeval.stages.verdicts import JudgePairs, ReplyPair, draw_pair
+from selfeval.stages.verdicts import JudgePairs, ReplyPair, draw_pair, without_dropped
 from selfeval.suitability.candidates import Candidate
 
 __all__ = ["ENOUGH", "Judged", "Sample", "grow"]
@@ -72,9 +72,9 @@ class Sample:
         questions: accepted questions, in the order of writing.
         dropped: rejected samples of questions.
         asked: the questions that were replied to: written, given by the user, or seeds where too few were written.
-        replies: the replies.
+        replies: all replies, loops included.
         pairs: pairs of distinct replies, one per question.
-        identical: number of questions whose replies are all equal.
+        identical: number of questions without two different replies, those of loops left out.
         judged: verdicts by the name of the judge.
         seconds: time that the rounds took.
         interrupted: whether the user ended the rounds.
@@ -108,7 +108,7 @@ def grow(
     seeds: Sequence[str],
     given: Given | None,
     seconds: float,
-    tell: Callable[[Sample], None] = lambda sample: None,
+    on_sample: Callable[[Sample], None] = lambda sample: None,
 ) -> Sample:
     """Sample in rounds until the time is spent, there are `ENOUGH` pairs, or every judge is hopeless.
 
@@ -122,7 +122,7 @@ def grow(
         seeds: the user's seed questions.
         given: Optional. The user's questions, which are used instead of written ones.
         seconds: time for all rounds.
-        tell: Optional. Called after every step.
+        on_sample: Optional. Called after every step.
     """
     sample = Sample(judged={candidate.name: Judged() for candidate in candidates})
     rounds = _Rounds(config, model, candidates, tuple(seeds), given, sample)
@@ -130,7 +130,7 @@ def grow(
     try:
         for _ in rounds.steps(lambda: seconds - (monotonic() - start)):
             sample.seconds = monotonic() - start
-            tell(sample)
+            on_sample(sample)
     except KeyboardInterrupt:
         sample.interrupted = True
     sample.seconds = monotonic() - start
@@ -219,9 +219,10 @@ class _Rounds:
             test_temperature=config.evaluation.temperature,
             test_top_p=config.evaluation.top_p,
         )
-        replies = list(work(self.model, Batch(self.number, [Asked(question) for question in asked])).records)
+        output = work(self.model, Batch(self.number, [Asked(question) for question in asked]))
+        replies = without_dropped(output.records, output.drops or ())
         sample.asked += asked
-        sample.replies += replies
+        sample.replies += output.records
         drawn = [draw_pair(q, [r for r in replies if r.question_id == q.id], draws) for q in asked]
         sample.pairs += [pair for pair in drawn if not isinstance(pair, Drop)]
         sample.identical += sum(isinstance(pair, Drop) for pair in drawn)

@@ -2,10 +2,13 @@
 
 Tensors are written to safetensors and numbers to JSON; nothing is pickled. A checkpoint is a folder that is written atomically
 and records the hash of each of its files. The newest two are kept: if the newest is damaged, training resumes from the other.
+
+Of several processes that train together, process 0 alone reads and writes files. A checkpoint does not depend on their number.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from selfeval.backbone.process_group import by_first, gather_outcomes
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.tensor_files import check_shapes, read_tensors
-from selfeval.errors import LostWorkError, RunFolderError
+from selfeval.errors import LostWorkError, ProcessGroupError, RunFolderError
 from selfeval.links import stays_inside
 from selfeval.store import file_hash, read_object, read_sealed, write_json, write_sealed, writing
 
@@ -46,6 +50,7 @@ class Checkpoints:
         metrics: Optional. Files that the training appends to. Each checkpoint has a copy of them, which `restore` puts back.
         written: Optional. Returns the files that the training has written up to a step. Their hashes are stored in the
             checkpoint and verified by `restore`.
+        check: Optional. Called before anything is written; it raises if this process may not write. Default: it may.
     """
 
     def __init__(
@@ -57,9 +62,10 @@ class Checkpoints:
         *,
         metrics: Sequence[Path] = (),
         written: Callable[[int], Sequence[Path]] = lambda step: (),
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.backbone, self.roles, self.optimizers = folder, backbone, roles, optimizers
-        self._metrics, self._written = metrics, written
+        self._metrics, self._written, self._check = metrics, written, check
         self._last: Path | None = None
         """The checkpoint that was saved or restored last; the next `save` keeps it, or else the newest."""
 
@@ -69,7 +75,12 @@ class Checkpoints:
         `restore` of that manager restores weights, optimizers and state only. The caller decides about the training's files:
         a recorder that is informed with `rolled_back` removes the metrics of later iterations and keeps their samples.
         """
-        return Checkpoints(self.folder / name, self.backbone, self.roles, self.optimizers)
+        return Checkpoints(self.folder / name, self.backbone, self.roles, self.optimizers, check=self._check)
+
+    @property
+    def _name(self) -> str:
+        """Name of the folder in the run: processes that are at other trainings must notice it."""
+        return "/".join(self.folder.parts[-2:])
 
     def _saved(self) -> list[tuple[int, int, Path]]:
         """Return (step, number of earlier saves of that step, folder) of each checkpoint, oldest first."""
@@ -88,9 +99,10 @@ class Checkpoints:
         Args:
             step: number of the step.
             state: state of the loop: JSON values, with tensors at any depth.
+
+        Raises:
+            ProcessGroupError: the processes of the training have different weights.
         """
-        others = self._saved()
-        before = [times for number, times, _ in others if number == step]
         tensors = {
             # safetensors raises an error for a tensor that is not contiguous.
             f"role/{r}/{n}": p.detach().cpu().contiguous()
@@ -99,6 +111,16 @@ class Checkpoints:
         }
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
+        processes = self.backbone.budget.processes
+        if processes.size > 1:
+            digests = gather_outcomes(processes, f"hash of step {step} in {self._name}", _digest(tensors), None)
+            _refuse_different(digests, step)
+        by_first(processes, f"checkpoint of step {step} in {self._name}", lambda: self._write(step, state, tensors))
+
+    def _write(self, step: int, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+        self._check()
+        others = self._saved()
+        before = [times for number, times, _ in others if number == step]
         numbers = _without_tensors(state, "state", tensors)
         # A step that was saved before gets a new folder: replacing the old one would leave neither, if killed in between.
         target = self.folder / (f"step-{step:06d}.{max(before) + 1}" if before else f"step-{step:06d}")
@@ -109,6 +131,7 @@ class Checkpoints:
             self._copy_metrics(temporary / "metrics")
             # Last, because it hashes all other files of the folder.
             write_sealed(temporary / _MANIFEST, self._manifest(temporary, step))
+            self._check()  # again, as a large checkpoint takes long to write
         # Only once the new folder is complete. A kill in this loop leaves one checkpoint too many, perhaps damaged; `restore`
         # starts with the newest, and the next save removes the rest.
         previous = self._last or (others[-1][2] if others else None)
@@ -151,6 +174,19 @@ class Checkpoints:
         Raises:
             LostWorkError: all checkpoints are damaged, or a file that the training wrote is missing or has changed.
         """
+        processes = self.backbone.budget.processes
+        found = by_first(processes, f"reading the last checkpoint in {self._name}", lambda: self._read_newest(step))
+        if found is None:
+            return None
+        values, tensors = found
+        self._apply(tensors)
+        if processes.rank == 0:
+            assert self._last is not None
+            self._restore_metrics(self._last / "metrics")
+        return values
+
+    def _read_newest(self, step: int | None) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Return the state and the tensors of the newest intact checkpoint, or None if there is none; see `restore`."""
         # The sort is stable, so the checkpoints of that step come last, and the others keep their order.
         saved = [path for _, _, path in sorted(self._saved(), key=lambda found: found[0] == step)]
         faults: list[str] = []
@@ -160,7 +196,7 @@ class Checkpoints:
                 self._say_passed_over(faults, path)
                 # The next save keeps this one and removes the newer, damaged ones.
                 self._last = path
-                return self._take(path)
+                return self._read(path)
             faults.append(fault)
         if faults:
             raise LostWorkError(
@@ -170,12 +206,12 @@ class Checkpoints:
         return None
 
     def _say_passed_over(self, faults: Sequence[str], taken: Path) -> None:
-        tell = self.backbone.budget.tell
-        if faults and tell is not None:
-            tell(f"{'; '.join(faults)}; resuming from the previous checkpoint, {taken.name}")
+        notify = self.backbone.budget.notify
+        if faults and notify is not None:
+            notify(f"{'; '.join(faults)}; resuming from the previous checkpoint, {taken.name}")
 
-    def _take(self, path: Path) -> dict[str, Any]:
-        """Restore weights, optimizers and metrics from a verified checkpoint, and return its state."""
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state of a verified checkpoint and its tensors, which fit the model."""
         # Before the first weight changes: an error must leave the model as it was.
         remedy = f"remove {path}, or rerun the same command with --restart"
         state = read_object(path / "state.json", "step", remedy=remedy)
@@ -186,6 +222,10 @@ class Checkpoints:
             values = dict(_with_tensors(state, tensors))
         except (KeyError, TypeError) as error:
             raise RunFolderError(f"{path / 'state.json'} names a tensor that is not in the checkpoint; {remedy}") from error
+        return values, tensors
+
+    def _apply(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put weights and moments of a checkpoint into roles and optimizers."""
         for optimizer in self.optimizers.values():
             optimizer.state.clear()  # a checkpoint from before the first step has no moments to overwrite the current ones
             optimizer.zero_grad(set_to_none=True)
@@ -196,8 +236,6 @@ class Checkpoints:
                     parameter.copy_(tensors[f"role/{role}/{name}"])
         for role, optimizer in self.optimizers.items():
             self._restore_optimizer(role, optimizer, tensors)
-        self._restore_metrics(path / "metrics")
-        return values
 
     def _expected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a tensor of the expected shape for each weight, and for each optimizer moment in `tensors`."""
@@ -226,6 +264,7 @@ class Checkpoints:
                 optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
 
     def _restore_metrics(self, copies: Path) -> None:
+        self._check()
         for path in self._metrics:
             copy = copies / path.name
             if copy.is_file():
@@ -234,6 +273,30 @@ class Checkpoints:
             else:
                 # The checkpoint is older than the first line of this file, so the repeated steps would log their lines twice.
                 path.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of tensors on the CPU."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _refuse_different(digests: Sequence[str], step: int) -> None:
+    """Refuse to save the weights of process 0 if those of another process differ.
+
+    Raises:
+        ProcessGroupError: they differ.
+    """
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise ProcessGroupError(
+            f"after step {step} the weights of process {', '.join(map(str, others))} differ from those of process 0 "
+            f"({len(digests)} processes), so they no longer train one model; nothing was saved. Use the same hardware, "
+            "versions and number of CPU threads for all of them, and repeat the command to resume from the last checkpoint"
+        )
 
 
 def _fault_of(path: Path) -> str | None:

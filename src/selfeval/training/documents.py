@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Document", "Row", "fit_documents", "hold_out", "pack_documents", "whole_text"]
+__all__ = ["Document", "Row", "fit_documents", "held_out_indices", "hold_out", "pack_documents", "whole_text"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,12 @@ class Document:
     Attributes:
         ids: token ids.
         trained: per token, True where its loss counts. Nothing predicts the first token, so it never counts.
+        cluster: documents of one cluster are not independent cases, such as the passages of one text.
     """
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
+    cluster: int = 0
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.trained):
@@ -48,9 +50,9 @@ Row = tuple[Document, ...]
 """Documents that share a row of a batch without attending to one another."""
 
 
-def whole_text(ids: Sequence[int]) -> Document:
+def whole_text(ids: Sequence[int], cluster: int = 0) -> Document:
     """Return a document in which the loss of every token counts, but the first."""
-    return Document(tuple(ids), (True,) * len(ids))
+    return Document(tuple(ids), (True,) * len(ids), cluster)
 
 
 def fit_documents(documents: Sequence[Document], length: int, *, cut: bool) -> tuple[list[Document], int]:
@@ -64,7 +66,7 @@ def fit_documents(documents: Sequence[Document], length: int, *, cut: bool) -> t
     Returns:
         The documents that remain, and the number of those that were cut or dropped.
     """
-    kept = [Document(d.ids[:length], d.trained[:length]) for d in documents if cut or len(d) <= length]
+    kept = [Document(d.ids[:length], d.trained[:length], d.cluster) for d in documents if cut or len(d) <= length]
     kept = [document for document in kept if document.trained_tokens]
     changed = sum(len(d) > length or not d.trained_tokens for d in documents)
     return kept, changed
@@ -81,19 +83,25 @@ def hold_out(documents: Sequence[Document], share: float, seed: str) -> tuple[li
     Returns:
         Training documents and held-out documents, each in their given order. If all have the same prompt, none is held out.
     """
-    prompts: dict[tuple[int, ...], list[int]] = {}
-    for index, document in enumerate(documents):
-        prompts.setdefault(document.prompt, []).append(index)
-    groups = list(prompts.values())
+    held = held_out_indices([document.prompt for document in documents], share, seed)
+    train = [document for index, document in enumerate(documents) if index not in held]
+    return train, [documents[index] for index in sorted(held)]
+
+
+def held_out_indices(keys: Sequence[Hashable], share: float, seed: str) -> set[int]:
+    """Return the indices that `hold_out` holds out, of items with these keys; items with the same key stay together."""
+    found: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        found.setdefault(key, []).append(index)
+    groups = list(found.values())
     random.Random(seed).shuffle(groups)
-    wanted = max(1, round(share * len(documents))) if share > 0 else 0
+    wanted = max(1, round(share * len(keys))) if share > 0 else 0
     held: set[int] = set()
     for group in groups[1:]:
         if len(held) >= wanted:
             break
         held.update(group)
-    train = [document for index, document in enumerate(documents) if index not in held]
-    return train, [documents[index] for index in sorted(held)]
+    return held
 
 
 def pack_documents(documents: Sequence[Document], length: int) -> list[Row]:

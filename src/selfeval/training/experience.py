@@ -24,6 +24,7 @@ from selfeval.backbone.logprobs import Measure, TokenLogprobs, token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
+from selfeval.quality.bigram_similarity import bigram_similarity
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.requests import Request, Rollout
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
@@ -212,13 +213,12 @@ def over_microbatches(context: LearnerContext, batch: Sequences, compute: Callab
     """Apply `compute` to micro-batches of rows and concatenate the results to `[B, R]`."""
     result = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
 
-    def fill(group: list[int]) -> None:
-        index = torch.tensor(group, device=result.device)
-        result[index] = compute(rows_of(batch, index))
+    def of_group(group: list[int]) -> Tensor:
+        return compute(rows_of(batch, torch.tensor(group, device=result.device)))
 
-    backbone = context.backbone
-    for _ in backbone.budget.in_groups(Phase.SCORE, batch.sizes, context.batch_tokens, fill, batch.prompt_numbers(backbone)):
-        pass
+    backbone, numbers = context.backbone, batch.prompt_numbers(context.backbone)
+    for group, found in backbone.budget.in_groups(Phase.SCORE, batch.sizes, context.batch_tokens, of_group, numbers):
+        result[torch.tensor(group, device=result.device)] = found.to(result)
     return result
 
 
@@ -305,7 +305,7 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
         "kl": float(kl_B.mean()),
         "kl_coefficient": experience.kl_coefficient,
         "length": float(mask.sum(-1).float().mean()),
-        "repeated": _repeated(experience),
+        **_sameness(experience),
     }
     if experience.values is not None and experience.returns is not None:
         found["value"] = float(masked_mean(experience.values, mask))
@@ -329,10 +329,14 @@ def _engine_metrics(experience: Experience) -> dict[str, float]:
     }
 
 
-def _repeated(experience: Experience) -> float:
-    """Compute the share of the iteration's questions to which the most common reply was given."""
+def _sameness(experience: Experience) -> dict[str, float]:
+    """Compute how similar the replies to different questions are."""
     rows = zip(experience.policy_batch.reply_BR.tolist(), experience.mask.sum(-1).tolist(), strict=True)
-    # A set of (reply, question): equal replies to the same question count once.
-    answered = {(tuple(ids[:length]), group) for (ids, length), group in zip(rows, experience.groups_B.tolist(), strict=True)}
-    questions = len({group for _, group in answered})
-    return max(Counter(reply for reply, _ in answered).values()) / questions
+    # Sets: equal replies to the same question count once.
+    replies: dict[int, set[tuple[int, ...]]] = {}
+    for (ids, length), group in zip(rows, experience.groups_B.tolist(), strict=True):
+        replies.setdefault(group, set()).add(tuple(ids[:length]))
+    most = max(Counter(reply for group in replies.values() for reply in group).values())
+    found = {"repeated": most / len(replies)}
+    similarity = bigram_similarity([sorted(group) for group in replies.values()])
+    return found if similarity is None else {**found, "similarity": similarity}

@@ -1,4 +1,4 @@
-"""Gradient accumulation over micro-batches; a micro-batch that fails leaves the gradients unchanged."""
+"""Gradient accumulation over micro-batches and processes; a micro-batch that fails leaves the gradients unchanged."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from selfeval.backbone.loss_scale import LossScale, name_of, scale_of
+from selfeval.backbone.process_group import ProcessGroup, sum_in_place
 from selfeval.errors import NotFiniteError, RoleError
 
-__all__ = ["add_gradients", "clip_gradients"]
+__all__ = ["add_gradients", "clip_gradients", "sum_gradients"]
 
 Gradients = Sequence[Tensor | None]
 
@@ -67,6 +68,27 @@ def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float | None
     if largest is not None:
         torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), largest, norm)
     return float(norm)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], processes: ProcessGroup) -> None:
+    """Replace the gradients of this process by the sums over all processes of the training.
+
+    Every process has divided its losses by the size of the whole batch, so the sum is the gradient of one process that has read
+    all micro-batches. A message has 4 bytes per trained weight.
+
+    Args:
+        parameters: trained parameters, in the same order in all processes; frozen ones are skipped.
+        processes: the processes.
+    """
+    if processes.size == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    # A weight without a gradient in any process, such as an expert that no token reached, must stay without: AdamW skips it.
+    counts = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+    sum_in_place(processes, [*found, counts])
+    for parameter, gradient, count in zip(trained, found, counts.tolist(), strict=True):
+        parameter.grad = gradient if count else None
 
 
 def _plain(loss: Tensor, trained: Sequence[nn.Parameter]) -> tuple[Gradients, float]:

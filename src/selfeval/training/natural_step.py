@@ -36,10 +36,12 @@ from selfeval.algorithms.trust_region import (
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.curvature import self_kl
 from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.process_group import sum_in_place
 from selfeval.backbone.sequences import Sequences, reply_hidden
 from selfeval.errors import ModelError, NotFiniteError
 from selfeval.training.context import POLICY, LearnerContext
 from selfeval.training.experience import Experience, present, rows_of
+from selfeval.training.gradient_accumulation import sum_gradients
 from selfeval.training.policy_updates import policy_gradients
 
 __all__ = [
@@ -94,6 +96,7 @@ def natural_step(
     parameters = list(context.backbone.roles.parameters(POLICY).values())
     weights_BR = aggregation_weights(batch.mask, "token_mean")
     values = policy_gradients(context, batch, weights_BR, surrogate_loss, entropy_bonus=entropy_bonus)
+    sum_gradients(parameters, context.backbone.budget.processes)
     gradient_N = _taken(parameters)
     if not bool(gradient_N.isfinite().all()):
         raise NotFiniteError("the surrogate's gradient")
@@ -206,16 +209,18 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
     if length == 0.0:
         return torch.zeros_like(vector_N)
 
-    def of_group(group: list[int]) -> Tensor:
-        rows = rows_of(batch, torch.tensor(group, device=batch.mask_BR.device))
-        return microbatch_fisher_product(context, rows, vector_N / length)
-
     total_N, grouped = torch.zeros_like(vector_N), batch.prompt_numbers(backbone)
+
+    def of_group(group: list[int]) -> None:
+        rows = rows_of(batch, torch.tensor(group, device=batch.mask_BR.device))
+        # A product is a sum over tokens, so those of the micro-batches add up; the mean is taken at the end.
+        total_N.add_(microbatch_fisher_product(context, rows, vector_N / length))
+
     with backbone.acting_as(POLICY):
         groups = backbone.budget.in_groups(Phase.CURVATURE, batch.sizes, context.batch_tokens, of_group, grouped)
-        for _, found_N in groups:
-            # A product is a sum over tokens, so those of the micro-batches add up; the mean is taken at the end.
-            total_N += found_N
+        for _ in groups:
+            pass
+    sum_in_place(backbone.budget.processes, [total_N])
     return total_N * (length / int(batch.mask_BR.sum()))
 
 

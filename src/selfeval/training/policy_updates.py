@@ -23,7 +23,7 @@ from selfeval.config import CriticConfig, PolicyConfig
 from selfeval.training.checkpoint import role_optimizer
 from selfeval.training.context import CRITIC, POLICY, LearnerContext
 from selfeval.training.experience import Experience, RewardScale, policy_logprobs, present, token_values
-from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
+from selfeval.training.gradient_accumulation import add_gradients, clip_gradients, sum_gradients
 
 __all__ = [
     "Optimizers",
@@ -62,7 +62,7 @@ class Optimizers:
 
     def __init__(self, backbone: Backbone, rates: Mapping[str, float], config: PolicyConfig) -> None:
         self.parameters: dict[str, dict[str, nn.Parameter]] = {role: backbone.roles.parameters(role) for role in rates}
-        self.rates, self.config = dict(rates), config
+        self.rates, self.config, self.processes = dict(rates), config, backbone.budget.processes
         self.scale = 1.0
         self.by_role = {role: role_optimizer(self.parameters[role], rate) for role, rate in rates.items()}
 
@@ -75,6 +75,7 @@ class Optimizers:
         optimizer, named = self.by_role[role], self.parameters[role]
         for group in optimizer.param_groups:
             group["lr"] = self.rates[role] * self.scale * learning_rate_factor(iteration, self.config)
+        sum_gradients(named.values(), self.processes)
         norm = clip_gradients(named, self.config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -110,8 +110,8 @@ class EvaluatorScorer:
         """
         rows = []
         for number, member in enumerate(self.members):
-            told = advance if number == 0 else None
-            scores = score_replies(self.backbone, member.role, member.read(prompts), replies, self.batch_tokens, told)
+            shown = advance if number == 0 else None
+            scores = score_replies(self.backbone, member.role, member.read(prompts), replies, self.batch_tokens, shown)
             rows.append((torch.tensor(scores, device=self.backbone.loaded.device) - member.mean) / member.deviation)
         return torch.stack(rows)
 

@@ -16,13 +16,15 @@ Shapes: B sequences, T tokens of a sequence, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfeval.backbone.budget import Phase
-from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.logprobs import HasOutputHead, token_logprobs
+from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.packing import pad_rows, reads_packed_rows, rows_hidden
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
@@ -37,7 +39,7 @@ from selfeval.training.neftune import Noise, embedding_noise, neftune_noise
 from selfeval.training.schedules import draw
 from selfeval.training.supervised import train_supervised
 
-__all__ = ["documents_loss", "pack", "text_logprobs", "tune_on_documents", "tune_on_text"]
+__all__ = ["document_losses", "documents_loss", "pack", "text_logprobs", "tune_on_documents", "tune_on_text"]
 
 Numbered = Sequence[tuple[int, Document]]
 """Documents of a sequence, each with its number in the batch."""
@@ -84,6 +86,38 @@ def documents_loss(
     return _in_groups(
         backbone, role, Phase.SCORE, sequences, batch_tokens, lambda group: float(_summed_loss(backbone, group)) / tokens
     )
+
+
+@torch.no_grad()
+def document_losses(
+    backbone: Backbone, role: str, documents: Sequence[Document], batch_tokens: int, *, vocabulary: int | None = None
+) -> list[float]:
+    """Return the loss in nats of each document: the sum over its tokens whose loss counts.
+
+    Args:
+        backbone: the model that has the role.
+        role: name of the role.
+        documents: the documents.
+        batch_tokens: maximum tokens of a micro-batch.
+        vocabulary: Optional. Number of tokens, from the first on, that the output layer is cut to. Default: all.
+    """
+
+    def of_group(group: list[int]) -> list[float]:
+        head = _CutHead(backbone.output_head if vocabulary is None else replace(backbone.output_head, vocabulary=vocabulary))
+        logprobs_BT = _logprobs(backbone, [[(i, documents[i])] for i in group], head)
+        return [-value for value in logprobs_BT.sum(dim=1, dtype=torch.float64).tolist()]
+
+    with backbone.acting_as(role):
+        groups = list(backbone.budget.in_groups(Phase.SCORE, list(map(len, documents)), batch_tokens, of_group))
+    found = {i: value for group, values in groups for i, value in zip(group, values, strict=True)}
+    return [found[i] for i in range(len(documents))]
+
+
+@dataclass(frozen=True)
+class _CutHead:
+    """An output layer as `token_logprobs` takes it."""
+
+    output_head: OutputHead
 
 
 def tune_on_text(
@@ -244,6 +278,11 @@ def _in_groups(
 
 def _summed_loss(backbone: Backbone, sequences: Sequence[Numbered]) -> Tensor:
     """Return the sum of the loss under the acting role over the tokens whose loss counts."""
+    return -_logprobs(backbone, sequences, backbone).sum()
+
+
+def _logprobs(backbone: Backbone, sequences: Sequence[Numbered], head: HasOutputHead) -> Tensor:
+    """Return the log-probs `[B, T - 1]` of the tokens whose loss counts under the acting role, 0 for others."""
     documents = [[document for _, document in sequence] for sequence in sequences]
     rows = pad_rows([[d.ids for d in row] for row in documents], backbone.loaded.pad_id, backbone.loaded.device)
     width = rows.ids_BT.shape[1]
@@ -251,8 +290,7 @@ def _summed_loss(backbone: Backbone, sequences: Sequence[Numbered]) -> Tensor:
     mask_BT = torch.tensor([[*mask, *[False] * (width - len(mask))] for mask in masks], device=rows.ids_BT.device)
     hidden_BTD = rows_hidden(backbone, rows)
     # The state at a token predicts the next one. The first token of a document never counts, so none predicts another document.
-    found = token_logprobs(backbone, hidden_BTD[:, :-1], rows.ids_BT[:, 1:], mask_BT[:, 1:])
-    return -found.logprobs.sum()
+    return token_logprobs(head, hidden_BTD[:, :-1], rows.ids_BT[:, 1:], mask_BT[:, 1:]).logprobs
 
 
 def _step(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradient_accumulation import clip_gradients
+from selfeval.training.gradient_accumulation import clip_gradients, sum_gradients
 from selfeval.training.held_out_loss import HeldOutLoss
 from selfeval.training.schedules import warmup_and_decay
 
@@ -83,6 +83,7 @@ def train_supervised(
             group["lr"] = rate
         try:
             metrics = gradients(step)
+            sum_gradients(parameters.values(), backbone.budget.processes)
             norm = clip_gradients(parameters, config.max_grad_norm)
         except NotFiniteError as error:
             raise LoopError(f"{work} diverged at step {step + 1}: {error}; lower {setting}") from error

@@ -25,6 +25,11 @@ _MAY_BE_UNDEFINED = ("explained_variance",)
 """Metrics that may be NaN: if all returns are equal there is no variance to explain."""
 _FEWEST_QUESTIONS = 8
 """With fewer questions per iteration, the same reply may be correct for all of them."""
+_DIVERSITY_LEFT = 0.25
+"""Share of the first iteration's diversity below which the replies are too similar."""
+_ONE_REPLY = 0.95**2
+"""Similarity above which the replies are too similar whatever that of the first iteration. If a share p of the questions gets
+one reply, and the others get replies unlike it and each other, the mean over pairs of questions is p²."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,35 @@ def _repeated_reply(values: Figures, first: Figures, config: PolicyConfig) -> Se
     )
 
 
+def _diversity_collapse(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    # Absent in checkpoints of earlier versions, and with one question per iteration.
+    start, now = first.get("similarity"), values.get("similarity")
+    if start is None or now is None or config.questions_per_iteration < _FEWEST_QUESTIONS:
+        return None
+    # No roll-back: in a domain with a fixed form of replies, such a similarity can be right.
+    if 1 - now < _DIVERSITY_LEFT * (1 - start):
+        return f"{_similar(now, start)}. {_with_score(values['score'], first['score'])}", "warn"
+    # A start that has collapsed already cannot lose three quarters of its diversity. The second condition spares long replies
+    # of a fixed form: of L bigrams, one other token changes two.
+    if now > _ONE_REPLY and 1 - now < 2 / max(1.0, values["length"]):
+        return f"{_similar(now, start)}. Look at the samples: are the same replies right for all questions?", "warn"
+    return None
+
+
+def _similar(now: float, start: float) -> str:
+    return f"replies to different questions are nearly the same: similarity {now:.2f}, {start:.2f} at the start"
+
+
+def _with_score(now: float, start: float) -> str:
+    """Return how the score changed in the meantime, and the setting to try. Neither shows the cause."""
+    if now > start:
+        return f"The mean score rose from {start:.2f} to {now:.2f}: if it rewards such replies, raise kl_coefficient"
+    return (
+        f"The mean score did not rise ({start:.2f} at the start, {now:.2f} now): if the updates are too large, lower "
+        "learning_rate"
+    )
+
+
 def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
     # Overoptimisation is a rising score with a falling win rate. If both fall, the evaluator is not being exploited.
     if "judge_win_rate" not in values or values["score_gain"] <= 0 or values["judge_drop"] <= 0:
@@ -178,5 +212,6 @@ _WATCHDOGS: dict[str, Callable[[Figures, Figures, PolicyConfig], Seen]] = {
     "entropy_collapse": _entropy_collapse,
     "length_drift": _length_drift,
     "repeated_reply": _repeated_reply,
+    "diversity_collapse": _diversity_collapse,
     "judge_disagrees": _judge_disagrees,
 }

@@ -22,11 +22,13 @@ class LabelDesk:
         rater: Optional. Name that the form proposes. Default: none.
         for_training: label pairs of training questions, whose labels may be trained on. Default: False.
         most: Optional. Number of pairs of a session. Default: all.
+        prefer: Optional. Pairs that come early; see `LabelTask`. Default: as the saved order.
     """
 
     rater: str = ""
     for_training: bool = False
     most: int | None = None
+    prefer: str | None = None
     _tasks: dict[Path, LabelTask] = field(default_factory=dict, repr=False)
     _sessions: dict[tuple[Path, str], LabelSession] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -40,7 +42,7 @@ class LabelDesk:
         with self._lock:
             known = self._tasks.get(folder)
             if known is None or not known.is_current:
-                known = self._tasks[folder] = LabelTask(folder, for_training=self.for_training)
+                known = self._tasks[folder] = LabelTask(folder, for_training=self.for_training, prefer=self.prefer)
             return known
 
     def session(self, folder: Path, rater: str) -> LabelSession:

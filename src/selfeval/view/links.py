@@ -76,10 +76,10 @@ LINKED: Mapping[str, _Find] = {
     "data.pairs_held_out": _always("pairs", split="test"),
     "evaluator.accuracy_gold": _always("scored", by_gold="known"),
     "evaluator.accuracy_judge": _always("scored", by_judge="known"),
-    **{f"evaluator.baselines.{name}": _labelled() for name in ("longer_wins", "first_wins", "mean_logprob", "judge")},
+    **{f"evaluator.baselines.{name}": _labelled() for name in ("longer_wins", "first_wins", "mean_logprob", "ngram", "judge")},
     **{
         f"evaluator.comparisons.{name}": _labelled()
-        for name in ("longer_wins", "first_wins", "mean_logprob", "judge", "chance")
+        for name in ("longer_wins", "first_wins", "mean_logprob", "ngram", "judge", "chance")
     },
     "evaluator.ece": _labelled(),
     "evaluator.brier": _labelled(),
@@ -103,6 +103,10 @@ LINKED: Mapping[str, _Find] = {
     "replies.unfinished": _always("replies", "questions", method="model"),
     "replies.unfinished_before": _always("compared"),
     "replies.unfinished_after": _always("compared"),
+    **{
+        f"replies.per_question.{name}": _always("replies", "questions", split="train")
+        for name in ("distinct_1", "distinct_2", "overlap", "identical")
+    },
     "rounds.*.evaluator.accuracy_gold": _always("scored", by_gold="known"),
     "rounds.*.evaluator.accuracy_judge": _always("scored", by_judge="known"),
     **{f"rounds.*.policy.{name}": find for name, find in _POLICY.items()},
@@ -115,6 +119,8 @@ _STEP_LABELS = "step labels are not among the kinds of records that the pages sh
 _FIRST = "the probe reads the first verdicts; the records do not mark them"
 _ROUND_1 = "the margins of a later evaluator on the pairs of round 1 are not kept"
 _ATTACKS = "attack replies are made during the evaluation and not kept"
+_TOGETHER = "computed from all replies together"
+_REFERENCES = "references are in the user's file, not among the records of the run"
 _TESTS = "results of unit tests are not kept by reply"
 
 NOT_LINKED: Mapping[str, str] = {
@@ -124,6 +130,7 @@ NOT_LINKED: Mapping[str, str] = {
     "evaluator.temperature": "fitted on held-out training pairs, which the records do not mark",
     "evaluator.temperature_pairs": "held-out training pairs are not marked in the records",
     "evaluator.members": "a setting",
+    "evaluator.confidence.": "fitted on held-out training pairs; the evaluated pairs are linked from evaluator.ece",
     "evaluator.calibration.": "linked as a whole, as evaluator.calibration",
     "evaluator.cost.": _COST,
     "evaluator.attacks.": _ATTACKS,
@@ -132,8 +139,11 @@ NOT_LINKED: Mapping[str, str] = {
     "verdicts.calibration.": "fitted numbers",
     "verdicts.probe.": _FIRST,
     "verdicts.label_accuracy_gold": "gold of training pairs is not kept in the records",
+    "policy.diversity.": _TOGETHER,
     "policy.watchdogs.": "linked as a whole: the step leads to its samples",
     "policy.overoptimisation.": "gold of training samples is not kept in the records",
+    "policy.references.": _REFERENCES,
+    "policy.seed_references.": "replies to seeds are sampled in the evaluation and not kept",
     "replies.limit": "a setting",
     "replies.unit_tests.": _TESTS,
     "steps.": _STEP_LABELS,
@@ -142,6 +152,7 @@ NOT_LINKED: Mapping[str, str] = {
     "rounds.*.evaluator.accuracy_judge_first_pairs": _ROUND_1,
     "rounds.*.evaluator.comparison": _ROUND_1,
     "rounds.*.evaluator.pairs_trained": "the pairs held out from training are not marked in the records",
+    "domain_map.": "the records do not mark clusters",
     "dropped.": "linked by stage and reason",
     "labels.": "a list of labels would show later raters the answers of earlier ones; `selfeval show` lists them",
     "samples.": "each sample leads to its question",
@@ -161,7 +172,7 @@ def linked_fields(report: Report) -> Iterator[tuple[str, Records]]:
     for chart in ("evaluator.risk_coverage", "evaluator.calibration"):
         if getattr(report.evaluator, chart.rpartition(".")[2]):
             yield chart, LINKED[chart](report)
-    for stage in ("questions", "verdicts"):
+    for stage in ("questions", "replies", "verdicts"):
         for reason in getattr(report.dropped, stage):
             yield f"dropped.{stage}.{reason}", Records("dropped", {"stage": stage, "reason": reason})
     for place, alarm in enumerate(report.policy.watchdogs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from selfeval.view.kinds import KINDS, right_by_gold
 from selfeval.view.pages import PageRoute, opened_runs, page
 from selfeval.view.problems import NotFoundError
 from selfeval.view.shown import texts_of
+from selfeval.view.similar import similar_pairs
 
 __all__ = ["router"]
 
@@ -48,6 +50,7 @@ def question_page(run: str, question: str, request: Request, show: Annotated[int
         drops = _drops(connection, index, asked)
         named = [name for _, v in [*found["verdicts"], *found["scored"]] for name in (v.first, v.second)]
         texts = texts_of(connection, "replies", "reply", [*named, *(c.before for _, c in found["compared"])])
+        similar = similar_pairs(reader.folder, asked, connection, index) if found["verdicts"] or found["scored"] else []
         counts = {kind: _count(connection, kind, question) for kind in _BY_QUESTION}
     return page(
         request,
@@ -63,6 +66,8 @@ def question_page(run: str, question: str, request: Request, show: Annotated[int
         all_records={kind: records_address(run, kind, {"question": asked.id}) for kind in _BY_QUESTION},
         verdicts=[(number, v, verdict_sentence(v), explain(v.evidence)) for number, v in found["verdicts"]],
         by_gold={number: right_by_gold(pair.gold_first, pair.gold_second, pair.margin) for number, pair in found["scored"]},
+        similar=similar,
+        search_command=f"selfeval search {shlex.quote(str(reader.folder))}",
         progress=progress,
     )
 

@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
 from selfeval.errors import RunFolderError
+from selfeval.report.map_points import read_map_points
 from selfeval.report.page import render_body
 from selfeval.report.reading import read_metrics, read_report
 from selfeval.report.schema import Report
@@ -44,7 +45,9 @@ def report_page(run: str, request: Request) -> HTMLResponse:
     index.refresh(reader, ("questions",), _WAIT_SECONDS)
     with index.reading() as connection:
         links.update(_sample_links(connection, run, report))
-    body = render_body(report, read_metrics(reader.folder), links)
+    points = read_map_points(reader.folder)
+    questions = {point.id: question_address(run, point.id) for point in points if point.id}
+    body = render_body(report, read_metrics(reader.folder), links, points, questions)
     return page(request, "report.html.j2", **shared, body=Markup(body), folder=reader.folder)
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 import selfeval.report
+from selfeval.report.page import map_script
 from selfeval.serve.page_access import SAFE_HEADERS
 from selfeval.view.pages import PageRoute
 from selfeval.view.problems import NotFoundError
@@ -19,6 +20,7 @@ router = APIRouter(route_class=PageRoute)
 _OWN = Path(__file__).parent / "static"
 _FILES = {
     "report.css": Path(selfeval.report.__file__).parent / "templates" / "style.css",
+    "map.js": map_script(),
     **{path.name: path for path in sorted(_OWN.iterdir()) if path.suffix in (".css", ".js")},
 }
 

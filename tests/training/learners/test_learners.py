@@ -24,6 +24,7 @@ from selfeval.training.experience import Experience, RewardScale, build_experien
 from selfeval.training.learners import make_learner
 from selfeval.training.learners.learner import Learner
 from selfeval.training.learners.policy_gradient import KLAdaptiveStepSize
+from slow import slow
 
 BETA = 0.3
 
@@ -268,7 +269,11 @@ def kept_pairs(samples: Samples, chosen: list[int], rejected: list[int], labels:
     return [Preference(samples.asked[c].reply, samples.rollouts[c].ids, samples.rollouts[r].ids, y) for c, r, y in rows]
 
 
-@pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo"}))
+FAST = {"dpo", "soft_q"}
+"""One learner that learns from pairs, and one that learns values of tokens; test_policy.py kills PPO."""
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in sorted(set(LEARNERS) - {"ppo"})])
 def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"learner": name, "iterations": 3, "checkpoint_every": 2, "reference_ema": 0.2}
     settings |= {"questions_per_iteration": 3, "replies_per_question": 4, "minibatch": 6, "epochs": 1}

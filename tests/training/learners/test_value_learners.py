@@ -63,6 +63,7 @@ def weights(backbone: Backbone, roles: Sequence[str]) -> dict[str, Tensor]:
 # -- the whole loop -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy(name: str, tmp_path: Path) -> None:
     backbone = four_roles()

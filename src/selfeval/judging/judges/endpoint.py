@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from selfeval.backbone.process_group import by_first
 from selfeval.config import EndpointConfig
 from selfeval.errors import ConfigError, EndpointError
 from selfeval.judging.orders import combine
@@ -50,9 +51,14 @@ class EndpointJudge:
         self._settings, self._config = settings, context.config
         self._seed, self._temperature = context.seed, context.temperature
         self._client = client_of(settings, context.answers, context.role)
+        self._backbone = context.backbone
 
     def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
-        """Judge every comparison in both orders."""
+        """Judge every comparison in both orders. Of several processes that train together, one asks the server for all."""
+        name = f"asking {self._settings.url} about {len(comparisons)} pairs"
+        return by_first(self._backbone.budget.processes, name, lambda: self._judge(comparisons, advance))
+
+    def _judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None) -> list[Judgement]:
         prompts = [self._prompt(c) for c in comparisons] + [self._prompt(c.swapped) for c in comparisons]
         readings = self._read(prompts, advance)
         half = len(comparisons)

@@ -1,110 +1,36 @@
-"""The client of a server: requests in parallel, within limits of rate, time and cost; every answer is kept on disk.
-
-Retries with exponential backoff and the server's Retry-After are those of the client of OpenAI. Redirects are not followed,
-because they would send the texts to a server that the user did not choose.
-"""
+"""The client of a server: requests in parallel, within limits of rate, time and cost; every answer is kept on disk."""
 
 from __future__ import annotations
 
-import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 from selfeval.config import EndpointConfig, JudgeRole
-from selfeval.errors import ConfigError, EndpointError, MissingPackageError
+from selfeval.errors import EndpointError
 from selfeval.judging.server.cache import AnswerCache
 from selfeval.judging.server.chat import Answer, ChatRequest
-from selfeval.judging.server.failures import answer_instead, explain
-from selfeval.judging.server.parsing import Malformed, parse_answer
+from selfeval.judging.server.failures import answer_instead
+from selfeval.judging.server.parsing import parse_answer
 from selfeval.judging.server.spending import spending_of
+from selfeval.servers.connection import Connection, check_server
 
 __all__ = ["Client", "check_endpoint", "client_of"]
 
+_WORK = "the endpoint judge"
+
 
 def check_endpoint(settings: EndpointConfig, section: str) -> None:
-    """Check, without a request, that a server can be asked.
+    """Check, without a request, that a server can be asked; see `servers.connection.check_server`.
 
     Args:
         settings: settings of the server.
         section: dotted name of their section, for messages.
-
-    Raises:
-        ConfigError: the address, the model or the key is not set.
-        MissingPackageError: the client is not installed.
     """
-    for name in ("url", "model"):
-        if not getattr(settings, name):
-            example = "http://localhost:8000/v1" if name == "url" else "the name that the server lists"
-            raise ConfigError(f"{section}.{name} is not set; set it, for example to {example}")
-    _key(settings, section)
-    _library()
-
-
-def _key(settings: EndpointConfig, section: str) -> str:
-    variable = settings.key_variable
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if variable and not key:
-        raise ConfigError(f"{section}.key_variable names {variable}, which is not set; export {variable} with the API key")
-    if not re.fullmatch(r"[\x21-\x7e]*", key):
-        # The key is not shown.
-        raise ConfigError(
-            f"{variable} ({section}.key_variable) has a line break, a space or a character that is not ASCII, which no API key "
-            f"has; export {variable} with the API key alone"
-        )
-    return key
-
-
-def _library() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingPackageError("the endpoint judge", "openai", extra="endpoint") from error
-    return openai
-
-
-_HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"}
-"""Names of the headers that a server gets, besides those with the library's prefix `x-stainless-`. The library would add those
-of the environment, such as OPENAI_CUSTOM_HEADERS, which are meant for one service, to the requests to all servers."""
-
-
-class _Headers:
-    """Removes all headers of a request that are not needed, and sets the key.
-
-    Args:
-        key: the API key; if empty, a request has no Authorization header.
-    """
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __call__(self, request: Any) -> None:
-        """Change the headers of a request."""
-        for name in list(request.headers):
-            if name.lower() not in _HEADERS and not name.lower().startswith("x-stainless-"):
-                del request.headers[name]
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-
-
-class _Pace:
-    """Delays requests to a rate."""
-
-    def __init__(self, per_minute: int | None) -> None:
-        self._gap, self._next, self._lock = 60 / per_minute if per_minute else 0.0, 0.0, threading.Lock()
-
-    def __call__(self, request: object) -> None:
-        """Wait until the next request may be sent."""
-        with self._lock:
-            now = monotonic()
-            begin = max(now, self._next)
-            self._next = begin + self._gap
-        sleep(begin - now)
+    check_server(settings, section, _WORK)
 
 
 class Client:
@@ -117,10 +43,8 @@ class Client:
     """
 
     def __init__(self, settings: EndpointConfig, answers: AnswerCache, section: str) -> None:
-        check_endpoint(settings, section)
         self.settings, self.answers, self.section = settings, answers, section
-        self._key = _key(settings, section)
-        self._pace = _Pace(settings.requests_per_minute)
+        self._connection = Connection(settings, section, _WORK, "chat completion")
         self._spent, self._lock = spending_of(answers), threading.Lock()
 
     def ask(self, requests: Sequence[ChatRequest], advance: Callable[[int], None] | None = None) -> list[Answer]:
@@ -141,14 +65,14 @@ class Client:
                 if advance is not None:
                     advance(1)
         finally:
-            self._close()
+            self._connection.close()
         return [found[request] for request in requests]
 
     def _answers(self, missing: Mapping[ChatRequest, Path]) -> Iterator[tuple[ChatRequest, Answer]]:
         """Yield the answers as they come. After a failure nothing more is sent, and what was sent is waited for and kept."""
         failed = threading.Event()
         if missing:
-            _ = self._connection  # made here, once, and not by several threads
+            self._connection.open()  # here, once, and not by several threads
         with ThreadPoolExecutor(self.settings.in_flight) as pool:
             asked = {pool.submit(self._ask, request, path, failed): request for request, path in missing.items()}
             try:
@@ -198,52 +122,13 @@ class Client:
         )
 
     def _send(self, request: ChatRequest) -> Answer:
-        """Send a request. The library retries what HTTP shows to be wrong; an answer that is no JSON is retried here."""
-        for attempt in range(self.settings.retries + 1):
-            try:
-                return parse_answer(self._completion(request), request.labels)
-            except Malformed as error:
-                problem = error
-                sleep(min(0.1 * 2**attempt, 8.0) if attempt < self.settings.retries else 0)
-            except Exception as error:
-                if not isinstance(error, self._openai.OpenAIError):
-                    raise
-                if (instead := answer_instead(error, self._key)) is not None:
-                    return instead
-                raise EndpointError(explain(error, self.settings, self.section, self._key)) from None
-        raise EndpointError(
-            f"{self.settings.url} returned no chat completion in {self.settings.retries + 1} attempts ({problem}); check "
-            f"{self.section}.url, which must be the base URL of an OpenAI-compatible API. The answers so far are kept"
-        )
+        def completion(client: Any) -> str:
+            # Parsed here: the library does not check what a server returns.
+            parameters = request.parameters(self.settings.limit_parameter)
+            completions = client.chat.completions.with_raw_response
+            return str(completions.create(model=self.settings.model, messages=request.messages, **parameters).text)
 
-    def _completion(self, request: ChatRequest) -> str:
-        """Return the body of the response, which is parsed here: the library does not check what a server returns."""
-        settings = self.settings
-        parameters = request.parameters(settings.limit_parameter)
-        completions = self._connection.chat.completions.with_raw_response
-        raw = completions.create(model=settings.model, messages=request.messages, **parameters)
-        return str(raw.text)
-
-    def _close(self) -> None:
-        if (connection := self.__dict__.pop("_connection", None)) is not None:
-            connection.close()
-
-    # -- the library ----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _openai(self) -> Any:
-        return _library()
-
-    @cached_property
-    def _connection(self) -> Any:
-        openai, settings, hooks = self._openai, self.settings, [_Headers(self._key), self._pace]
-        return openai.OpenAI(
-            base_url=settings.url,
-            api_key=self._key or "none",
-            timeout=settings.timeout,
-            max_retries=settings.retries,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": hooks}),
-        )
+        return self._connection.send(completion, lambda text: parse_answer(text, request.labels), answer_instead)
 
 
 @cache

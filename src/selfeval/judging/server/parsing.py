@@ -9,18 +9,15 @@ from typing import Any
 from selfeval.judging.labels import Labels
 from selfeval.judging.reading import Place, find_verdict, thinking_of
 from selfeval.judging.server.chat import Answer, Ending, Token
+from selfeval.servers.connection import Malformed
 from selfeval.texts import json_object
 
-__all__ = ["Malformed", "bare", "parse_answer", "verdict_in"]
+__all__ = ["bare", "parse_answer", "verdict_in"]
 
 _DECORATION = " \t\n*_`\"'“”()[]{}$.:"
 """Characters around a label that are not part of it."""
 
 _ENDINGS: Mapping[str, Ending] = {"stop": "stop", "length": "cut", "content_filter": "refused"}
-
-
-class Malformed(Exception):
-    """A response with status 200 that is no chat completion."""
 
 
 def parse_answer(body: str, labels: Labels) -> Answer:

@@ -167,13 +167,12 @@ def _in_parts(context: LearnerContext, pool: Replayed, count: int, compute: Comp
     """Apply `compute` to micro-batches of replies and concatenate the results to `[count, B, R]`."""
     result = torch.zeros(count, *pool.mask.shape, device=pool.mask.device)
 
-    def fill(group: list[int]) -> None:
-        index = torch.tensor(group, device=result.device)
-        result[:, index] = compute(pool.rows(index))
+    def of_group(group: list[int]) -> Tensor:
+        return compute(pool.rows(torch.tensor(group, device=result.device)))
 
-    numbers = pool.policy_batch.prompt_numbers(context.backbone)
-    for _ in context.backbone.budget.in_groups(Phase.SCORE, _sizes(pool), context.batch_tokens, fill, numbers):
-        pass
+    budget, numbers = context.backbone.budget, pool.policy_batch.prompt_numbers(context.backbone)
+    for group, found in budget.in_groups(Phase.SCORE, _sizes(pool), context.batch_tokens, of_group, numbers):
+        result[:, torch.tensor(group, device=result.device)] = found.to(result)
     return result
 
 

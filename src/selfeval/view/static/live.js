@@ -1,19 +1,21 @@
 // Refresh the part of a page that changes. <div data-live="2"> is fetched again every 2 seconds: the same address with the
 // header X-Fragment, which the server answers with that element alone, or with 304 if the ETag shows that nothing changed.
 // Only nodes that differ are touched, so that focus, selection, scroll and open <details> stay as they are. An element with
-// an id may come back without data-live: it is complete, and is not fetched again. Without this script the pages work too,
-// and are refreshed by the browser's reload.
+// an id may come back without data-live: it is complete, and is not fetched again. One other element, with an id and
+// data-follows, is updated from the same answer: the filters of a table. Without this script the pages work too, and are
+// refreshed by the browser's reload.
 "use strict";
 
 (() => {
   const part = document.querySelector("[data-live]");
   if (!part) return;
+  const follower = document.querySelector("[data-follows]");
   const line = document.querySelector("[data-live-line]");
   const status = line?.querySelector("[role=status]");
   const button = line?.querySelector("button");
   const LONGEST_WAIT = 30;
   const TIME_LIMIT = 60_000;
-  let tag = "", timer = 0, failures = 0, isPaused = false, isAsking = false;
+  let tag = "", latest = null, timer = 0, failures = 0, isPaused = false, isAsking = false;
 
   // -- replace what differs ----------------------------------------------------------------------------------------------
 
@@ -69,6 +71,15 @@
     const fresh = part.id ? page.getElementById(part.id) : page.querySelector("[data-live]");
     if (!fresh) throw new Error("the answer is another page");
     sync(part, fresh);
+    if (follower) latest = page.getElementById(follower.id);
+    follow();
+  }
+
+  function follow() {
+    // Not while a field of it has the focus: a list that is open would be closed.
+    if (!latest || follower.contains(document.activeElement)) return;
+    sync(follower, latest);
+    latest = null;
   }
 
   // -- ask ---------------------------------------------------------------------------------------------------------------
@@ -135,6 +146,8 @@
     else refresh();
   });
   document.addEventListener("visibilitychange", refresh);
+  // Later: during the event, no element has the focus, also if it moves to another field.
+  follower?.addEventListener("focusout", () => setTimeout(follow));
   if (button) button.hidden = false;
   tell();
   schedule();

@@ -1,0 +1,1 @@
+"""Requests to servers with a protocol of OpenAI: the connection that judges and embedders share."""
