@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import chatglm
 import tiny_models
 from selfeval.backbone import precision
-from selfeval.backbone.meters import kernel_bytes
+from selfeval.backbone.meters import kernel_bytes, resident_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, meta_model, plan_placement, usable_memory
 from selfeval.cli import app
 from selfeval.config import JUDGES, LEARNERS, BackboneConfig, PlacementConfig, RunConfig
@@ -25,6 +25,7 @@ from selfeval.planner.model_configs import ModelFacts, model_facts, weigh
 from selfeval.planner.planning import make_plan
 from selfeval.planner.shape_tracing import Peaks
 from selfeval.planner.workload import Workload, workload
+from slow import slow
 
 GIB = 1 << 30
 WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, reasoning=8)
@@ -71,8 +72,8 @@ def test_without_a_limit_the_wanted_settings_stay(free: Plan) -> None:
 @pytest.mark.parametrize(
     "devices",
     [
-        pytest.param(["cpu"] * 7, marks=pytest.mark.slow),
-        pytest.param(["cuda:0"] * 5 + ["cuda:1"] * 4 + ["cpu"], marks=pytest.mark.slow),
+        slow(["cpu"] * 7),
+        slow(["cuda:0"] * 5 + ["cuda:1"] * 4 + ["cpu"]),
     ],
 )
 def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
@@ -235,7 +236,7 @@ def test_attention_that_loading_would_refuse_is_refused() -> None:
         _plan(None, context={"attention": "flash_attention_2"})
 
 
-@pytest.mark.parametrize("folder", ["chatglm1", "chatglm1-28l", "chatglm2", "chatglm3"])
+@pytest.mark.parametrize("folder", ["chatglm1", slow("chatglm1-28l"), slow("chatglm2"), "chatglm3"])
 def test_chatglm_is_planned_from_its_published_config(folder: str) -> None:
     path, _ = chatglm.golden(folder)
     plan = make_plan(_config(rollout_batch_size=4), model_facts(str(path)), Machine({"cpu": ENDLESS, DISK: ENDLESS}), work=WORK)
@@ -271,7 +272,7 @@ def test_the_judge_of_votes_writes_replies_and_the_referee_reads_two() -> None:
         workload(_config(**sizes | {"verdicts": {**sizes["verdicts"], "judge": name}}), None)
         for name in ("pairwise", "agreement", "pointwise")
     )
-    assert (compared.reasoning, voted.reasoning, graded.reasoning) == (1, 256, 1)
+    assert (compared.reasoning, voted.reasoning, graded.reasoning) == (0, 256, 0)
     assert compared.judge_prompt - 32 <= graded.judge_prompt < compared.judge_prompt + 128
     assert voted.judge_prompt >= compared.judge_prompt - 32  # the templates of judge and referee differ by a few words
 
@@ -293,14 +294,15 @@ def _command(tmp_path: Path, *more: str) -> Any:
 
 
 def test_json_of_the_command(tmp_path: Path) -> None:
-    found = _command(tmp_path, "--json", "--memory-budget", "1GiB")
+    limit = resident_bytes() + (1 << 30)  # the budget counts this process too, which grows with the tests that ran before
+    found = _command(tmp_path, "--json", "--memory-budget", str(limit))
     assert found.exit_code == 0, found.output
     plan = json.loads(found.stdout)
     assert plan["schema"] == 1
     assert plan["fits"] is True
     (device,) = plan["devices"]
     assert (plan["main"], plan["streamed_layers"], device["layers"]) == ("cpu", 0, ["0-1"])
-    assert (device["device"], device["budget_bytes"]) == ("cpu", 1 << 30)
+    assert (device["device"], device["budget_bytes"]) == ("cpu", limit)
     assert list(device["phases"]) == list(PHASES)
     for row in device["phases"].values():
         assert list(row) == [*KINDS, "total"]
@@ -419,15 +421,20 @@ def test_a_packed_precision_that_needs_bitsandbytes_is_named(monkeypatch: pytest
 
 def test_every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "Measured", _OnlyWeights)
-    told: list[str] = []
-    make_plan(RunConfig(backbone=BackboneConfig(rollout_batch_size=7)), model_facts("gpt2"), _cards(cpu=64), tell=told.append)
+    steps: list[str] = []
+    make_plan(
+        RunConfig(backbone=BackboneConfig(rollout_batch_size=7)),
+        model_facts("gpt2"),
+        _cards(cpu=64),
+        report_progress=steps.append,
+    )
     first = [
         "checking openai-community/gpt2",
         "placing the weights of openai-community/gpt2",
         "measuring 7 concurrent replies",
     ]
-    assert told[:3] == first
-    assert any(text.startswith("measuring micro-batches of") for text in told)
+    assert steps[:3] == first
+    assert any(text.startswith("measuring micro-batches of") for text in steps)
 
 
 class _OnlyWeights(Measured):
@@ -465,7 +472,7 @@ def test_named_devices_take_the_place_of_those_that_are_here() -> None:
         Machine.of(BackboneConfig(device="cuda"), {"cpu": 7})
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", [name if name in ("ppo", "dpo", "ilql") else slow(name) for name in LEARNERS])
 def test_every_learner_is_planned_with_its_roles_and_its_optimizers(free: Plan, learner: str) -> None:
     policy = {"learner": learner, "questions_per_iteration": 8, "replies_per_question": 4, "minibatch": 16}
     plan = _plan(None, policy=policy, evaluator={"batch": 1})  # training the evaluator then takes less than the policy
