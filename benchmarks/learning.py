@@ -109,11 +109,12 @@ def gold_share(context: Any, gold: Any, role: str, guide: Any = None) -> dict[st
     """Return the share of right replies to test questions at the policy's temperature, before or after training."""
     from selfeval.quality.statistics import proportion
     from selfeval.records import Split
-    from selfeval.stages.policy import answer
+    from selfeval.stages.evaluation_work import sample_replies
 
     asked = context.questions(Split.TEST)[:TEST_QUESTIONS]
     prompts = [context.templates.prompt("reply", question=q.text) for q in asked]
-    replies = answer(context, prompts, guide, seed=12345, role=role)
+    limit = context.reply_limit
+    replies = sample_replies(context.model, context.config, prompts, guide, limit=limit, seed=12345, role=role)
     right = [gold.is_right(q.text, context.templates.text(r.ids)) for q, r in zip(asked, replies, strict=True)]
     return proportion([bool(x) for x in right]).as_json()
 

@@ -217,7 +217,6 @@ def variations(measured: dict[str, Any]) -> list[dict[str, Any]]:
     rows.append(_variation("minibatches of 4,096 in place of 1,024 replies", usual, _larger(LARGE, minibatch=4096)))
     rows.append(_variation("no messages between workers cost time", _Free(usual), LARGE))
     rows.append(_variation("workers stay for all stages (one start)", usual, LARGE, leave_out="start", keep=1))
-    rows.append(_variation("evaluation on all workers", usual, LARGE, leave_out="evaluation"))
     return rows
 
 

@@ -136,7 +136,9 @@ def parts_of(load: Load, costs: Costs, workers: int) -> tuple[Part, ...]:
         *trainers,
         policy_part(load, costs, workers),
         *trainers,
-        evaluation_part(load, costs),
+        # The workers that compute shards were stopped for the trainings.
+        Alone("start", costs.start),
+        evaluation_part(load, costs, workers),
     )
 
 
@@ -230,16 +232,21 @@ def _shared(load: Load, prompt: float, rows: int) -> float:
     return math.ceil(rows / load.config.policy.replies_per_question) * prompt + rows * load.lengths.reply
 
 
-def evaluation_part(load: Load, costs: Costs) -> Alone:
-    """Return the evaluation, which is not divided: replies before and after, their scores and verdicts, and attack replies."""
+def evaluation_part(load: Load, costs: Costs, workers: int) -> Map:
+    """Return the evaluation: replies after training, verdicts and scores of replies before and after, and attack replies.
+
+    Its batches are of replies, of verdicts or of scores; the mean of all is taken here.
+    """
     settings, lengths = load.config.evaluation, load.lengths
     questions = min(settings.questions, load.config.questions.test)
-    limit = load.config.replies.longest
-    sampled = 2 * costs.generated(questions, lengths.reply_prompt, lengths.reply, limit, load.batch)
-    judged = costs.generated(2 * questions, lengths.judge, lengths.reasoning, load.config.verdicts.max_new_tokens, load.batch)
-    scored = costs.passed((2 * questions + _attacked(load)) * (lengths.grade + lengths.reply))
-    held_out = costs.passed(2 * load.config.questions.test * (lengths.grade + lengths.reply))
-    return Alone("evaluation", sampled + judged + scored + held_out)
+    batches, size = shards_of(questions, load.config.verdicts.shard, workers)
+    sampled = costs.generated(size, lengths.reply_prompt, lengths.reply, load.config.replies.longest, load.batch)
+    sampled += costs.passed(size * (lengths.reply_prompt + lengths.reply))  # log-probs under the start
+    limit = load.config.verdicts.max_new_tokens
+    judged = costs.generated(2 * size, lengths.judge, lengths.reasoning, limit, load.batch)
+    scored = (2 * questions + _attacked(load) + 2 * load.config.questions.test) / batches
+    one = sampled + judged + costs.passed(scored * (lengths.grade + lengths.reply))
+    return Map("evaluation", batches, one, 3 * costs.driver)
 
 
 def _attacked(load: Load) -> int:

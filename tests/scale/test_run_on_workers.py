@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,3 +214,21 @@ def test_a_policy_training_on_workers_resumes_with_another_number_of_processes(
         assert ours["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-2)
     for role in ("evaluator-0", "policy"):
         assert torch.nn.functional.cosine_similarity(_trained(folder, role), _trained(trained, role), dim=0) > 0.999
+
+
+def test_the_evaluation_is_the_same_on_workers(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    batches = ("--set", "verdicts.shard=3")  # as the run has it, so that the two workers have four batches of scores
+    found = {}
+    for name, more in (("here", ()), ("there", ("--workers", "2"))):
+        folder = tmp_path / name
+        shutil.copytree(trained, folder)
+        _run(folder, "--until", "evaluation", *batches, *more)
+        found[name] = [(folder / "evaluation" / file).read_bytes() for file in ("scored.jsonl", "compared.jsonl")]
+    assert found["there"] == found["here"]
+    logs = "".join(path.read_text() for path in (tmp_path / "there" / "logs").glob("worker-*.log"))
+    assert {name for name in ("ScoreReplies", "AnswerQuestions", "JudgeReplies") if name in logs} == {
+        "ScoreReplies",
+        "AnswerQuestions",
+        "JudgeReplies",
+    }

@@ -24,10 +24,11 @@ from selfeval.prompt import Prompt
 from selfeval.records import Question, Split
 from selfeval.rollout.engine import generate
 from selfeval.rollout.requests import Request, Rollout
-from selfeval.stages import evaluation
-from selfeval.stages import policy as policies
+from selfeval.stages import evaluation, evaluation_work
 from selfeval.stages.context import Context
+from selfeval.stages.evaluation_work import kl_to_start, scores_of
 from selfeval.stages.policy import Sampled
+from selfeval.stages.shards import ModelHandle
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.context import POLICY
@@ -53,23 +54,21 @@ def test_the_judged_test_pairs_are_all_of_the_test_split_with_their_margins(
     run.store.write_shard("verdicts", 0, verdicts)
     prompts: list[Sequence[int]] = []
 
-    class Two:
+    def two(asked: Sequence[Any], ids: Sequence[Any]) -> torch.Tensor:
         """Two evaluators: one scores a reply by its length, the other by twice that."""
+        prompts.extend(asked)
+        return torch.tensor([[float(len(i)) for i in ids], [2.0 * len(i) for i in ids]])
 
-        def each(self, asked: Sequence[Any], ids: Sequence[Any], advance: Any) -> torch.Tensor:
-            prompts.extend(asked)
-            return torch.tensor([[float(len(i)) for i in ids], [2.0 * len(i) for i in ids]])
-
-    monkeypatch.setattr(Context, "scorer", lambda self: Two())
     monkeypatch.setattr(Context, "grade_prompt", lambda self, question_id, question: (question_id, question), raising=False)
     _give(run, "backbone", None)
-    found = evaluation._judged_test_pairs(run, QUESTIONS, Gold())
+    found = evaluation._judged_test_pairs(run, QUESTIONS, Gold(), two)
     assert [p.verdict.question_id for p in found] == ["q0", "q1", "q2", "q3"]
     # Of question i, reply 0 has 2i + 1 tokens and reply 1 has 2i + 4: the margins are -3 and -6.
     assert [p.margin for p in found] == [-4.5] * 4
     assert [p.disagreement for p in found] == [1.5] * 4
     assert [p.right for p in found] == [(i == 0, False) for i in range(4)]  # the first reply to question 0 is "0"
-    assert prompts == [(f"q{i}", f"What is {i}?") for i in (0, 1, 2, 3)] * 2  # as the evaluator was trained
+    # As the evaluator was trained; once for each reply of a pair.
+    assert prompts == [(f"q{i}", f"What is {i}?") for i in (0, 1, 2, 3) for _ in range(2)]
 
 
 def _give(run: Context, name: str, value: Any) -> None:
@@ -167,17 +166,22 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
             ]
             return [judgement(*o) for o in said]
 
-    def scripted(self: Context, role: str = "judge") -> Judge:
+    def scripted(*_: Any, role: str = "judge", **__: Any) -> Judge:
         seen["role"] = role
         return Scripted()
 
-    def kl(run: Any, prompts: Sequence[Any], rollouts: Sequence[Rollout]) -> list[float]:
+    def kl(model: Any, config: Any, prompts: Sequence[Any], rollouts: Sequence[Rollout]) -> list[float]:
         return [0.25] * len(rollouts)
 
-    monkeypatch.setattr(policies, "generate", policy)
-    monkeypatch.setattr(Context, "judge", scripted)
-    monkeypatch.setattr(evaluation, "_kl_to_start", kl)
+    monkeypatch.setattr(evaluation_work, "generate", policy)
+    monkeypatch.setattr(evaluation_work, "make_judge", scripted)
+    monkeypatch.setattr(evaluation_work, "kl_to_start", kl)
     return run, seen
+
+
+def answer_and_judge(run: Context, gold: Gold | None) -> tuple[list[Answered], list[Any]]:
+    with run.terminal.bar("evaluation", 9) as bar:
+        return evaluation._answer_and_judge(run, gold, bar)
 
 
 def _spell(run: Context, text: str) -> list[int]:
@@ -187,7 +191,7 @@ def _spell(run: Context, text: str) -> list[int]:
 
 def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answering: tuple[Context, dict[str, Any]]) -> None:
     run, seen = answering
-    found, rows = evaluation._answer_and_judge(run, None, Gold())
+    found, rows = answer_and_judge(run, Gold())
     asked = [QUESTIONS[f"q{i}"] for i in range(3)]  # test questions only, and as many as were configured
     assert [a.question for a in found] == [q.text for q in asked]
     assert seen["asked"] == [run.templates.prompt("reply", question=q.text) for q in asked]
@@ -209,7 +213,7 @@ def test_replies_that_the_limit_cut_off_are_counted_before_and_after_training(
 ) -> None:
     run, _ = answering
     run.store.write_shard("replies", 1, [replace(reply(f"q{i}-r0", f"before {i} 0"), finished=False) for i in (0, 1)])
-    answered, _ = evaluation._answer_and_judge(run, None, None)
+    answered, _ = answer_and_judge(run, None)
     found = evaluation._replies(run, answered, run.store.read("questions", Question))
     assert found.limit == run.config.replies.max_new_tokens
     assert (found.unfinished_before.value, found.unfinished_before.n) == (pytest.approx(2 / 3), 3)
@@ -226,7 +230,7 @@ def test_the_policy_is_sampled_as_evaluation_is_configured(answering: tuple[Cont
     run, seen = answering
     evaluation_config = run.config.evaluation.model_copy(update={"temperature": 0.5, "top_p": 0.75})
     _give(run, "config", run.config.model_copy(update={"evaluation": evaluation_config}))
-    evaluation._answer_and_judge(run, None, None)
+    answer_and_judge(run, None)
     assert seen["sampled at"] == {(0.5, 0.75)}
 
 
@@ -237,16 +241,17 @@ def test_gold_checks_each_side_of_an_answer(answering: tuple[Context, dict[str, 
         def is_right(self, question: str, reply: str) -> bool | None:
             return reply in ("after 0", "after 1", "before 2 0")
 
-    found, _ = evaluation._answer_and_judge(run, None, Likes())
+    found, _ = answer_and_judge(run, Likes())
     assert [(a.gold_before, a.gold_after) for a in found] == [(False, True), (False, True), (True, False)]
-    without, _ = evaluation._answer_and_judge(run, None, None)
+    without, _ = answer_and_judge(run, None)
     assert {(a.gold_before, a.gold_after) for a in without} == {(None, None)}
 
 
 def test_samples_are_drawn_from_the_answers_and_scored(answering: tuple[Context, dict[str, Any]]) -> None:
     run, _ = answering
-    answered, rows = evaluation._answer_and_judge(run, None, Gold())
-    scores = evaluation._scores_of_replies(run, rows, lambda count: None)
+    answered, rows = answer_and_judge(run, Gold())
+    with run.terminal.bar("evaluation", 6) as bar:
+        scores = evaluation._scores_of_replies(run, rows, scores_of(run, bar))
     samples = evaluation._samples(run, answered, scores)
     verdicts = {"What is 0?": "win", "What is 1?": "tie", "What is 2?": "unparsable"}
     assert len(samples) == 2
@@ -262,6 +267,8 @@ def test_samples_are_drawn_from_the_answers_and_scored(answering: tuple[Context,
 
 # -- KL to the start ----------------------------------------------------------------------------------------------------
 
+NO_TEMPLATES: Any = None
+
 
 @pytest.mark.parametrize("batch_tokens", [slow(1), 30, slow(10_000)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -274,7 +281,7 @@ def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_token
     prompts = as_prompts([(5, 9, 2), (7,), (30, 31, 32, 33), (11, 12)]) * 4
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p) for p in prompts], max_new_tokens=9, seed=3)
-    found = evaluation._kl_to_start(run, prompts, rollouts)
+    found = kl_to_start(ModelHandle(backbone, NO_TEMPLATES), run.config, prompts, rollouts)
     expected = [
         _summed(backbone, POLICY, prompt, rollout.ids) - _summed(backbone, BASE, prompt, rollout.ids)
         for prompt, rollout in zip(prompts, rollouts, strict=True)
@@ -299,7 +306,9 @@ def test_a_policy_at_its_start_has_no_kl(temperature: float, tmp_path: Path) -> 
     _give(run, "backbone", backbone)
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p, temperature) for p in prompts], max_new_tokens=6, seed=3)
-    assert evaluation._kl_to_start(run, prompts, rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert kl_to_start(ModelHandle(backbone, NO_TEMPLATES), run.config, prompts, rollouts) == pytest.approx(
+        [0.0, 0.0], abs=1e-5
+    )
 
 
 # -- references ---------------------------------------------------------------------------------------------------------

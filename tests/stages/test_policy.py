@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +24,16 @@ from selfeval.judging.protocol import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Sampled, Split
+from selfeval.rollout.requests import Rollout
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.export import export_role
 from selfeval.runs.model import RunModel
 from selfeval.runs.policy import Policy
 from selfeval.runs.reader import RunReader
-from selfeval.stages import evaluation, policy
+from selfeval.stages import evaluation, evaluation_work, policy
 from selfeval.stages.context import Context
-from selfeval.stages.policy import add_roles, answer, ensure_policy, run
+from selfeval.stages.evaluation_work import sample_replies
+from selfeval.stages.policy import add_roles, ensure_policy, run
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RUN_SCHEMA, RunStore, content_hash, read_metrics, write_json
 from selfeval.training import experience
@@ -48,6 +50,10 @@ SETTINGS: Mapping[str, Any] = {
     "replies": {"max_new_tokens": 8},
     "evaluation": {"questions": 4},
 }  # fmt: skip
+
+
+def answer(run: Context, asked: Sequence[Prompt], guide: Any, *, seed: int) -> list[Rollout]:
+    return sample_replies(run.model, run.config, asked, guide, limit=run.reply_limit, seed=seed)
 
 
 def context(folder: Path, config: Mapping[str, Any] = SETTINGS) -> Context:
@@ -207,11 +213,12 @@ def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, mon
     other = again(guided)
     unparsable = Judgement(None)
     judge = SimpleNamespace(judge=lambda comparisons, advance: [unparsable] * len(comparisons))
-    monkeypatch.setattr(Context, "judge", lambda self, role: judge)
-    _, rows = evaluation._answer_and_judge(other, ensure_policy(other), None)
-    expected = answer(other, prompts(other)[:4], ensure_policy(other), seed=other.seed("evaluation"))
+    monkeypatch.setattr(evaluation_work, "make_judge", lambda *_, **__: judge)
+    with other.terminal.bar("evaluation", 12) as bar:
+        _, rows = evaluation._answer_and_judge(other, None, bar)
+    expected = answer(other, prompts(other)[:4], ensure_policy(other), seed=other.seed("evaluation", 0))
     assert [row.after_ids for row in rows] == [reply.ids for reply in expected]
-    plain = answer(other, prompts(other)[:4], None, seed=other.seed("evaluation"))
+    plain = answer(other, prompts(other)[:4], None, seed=other.seed("evaluation", 0))
     assert [row.after_ids for row in rows] != [reply.ids for reply in plain]
 
 

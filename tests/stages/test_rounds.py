@@ -13,6 +13,7 @@ import torch
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import save_role
+from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.evaluation.evaluator import JudgedPair
@@ -24,6 +25,7 @@ from selfeval.rollout.requests import Request, Rollout
 from selfeval.runs.reader import round_folder
 from selfeval.stages import evaluation, questions, replies
 from selfeval.stages.context import Context
+from selfeval.stages.evaluation_work import kl_to_start
 from selfeval.stages.graph import stage_keys
 from selfeval.stages.policy import add_roles
 from selfeval.stages.shards import START
@@ -296,9 +298,9 @@ def test_kl_is_measured_to_the_start_and_not_to_the_base(tmp_path: Path) -> None
     prompts = as_prompts([(5, 9, 2), (7,), (30, 31, 32, 33)])
     with run.backbone.acting_as(POLICY):
         rollouts = generate(run.backbone, [Request(p) for p in prompts], max_new_tokens=6, seed=3)
-    assert evaluation._kl_to_start(run, prompts, rollouts) == pytest.approx([0.0] * 3, abs=1e-5)
+    assert kl_to_start(run.model, run.config, prompts, rollouts) == pytest.approx([0.0] * 3, abs=1e-5)
     with run.backbone.acting_as(BASE):
-        from_base = evaluation.reply_logprobs(run.backbone, prompts, [r.ids for r in rollouts], batch_tokens=100)
+        from_base = reply_logprobs(run.backbone, prompts, [r.ids for r in rollouts], batch_tokens=100)
     assert max(abs(sum(r.logprobs) - sum(b)) for r, b in zip(rollouts, from_base, strict=True)) > 0.01
 
 
@@ -340,6 +342,9 @@ def judged(names: Sequence[str], margins: Sequence[float]) -> list[JudgedPair]:
     return found
 
 
+NO_SCORE: Any = None
+
+
 def test_every_rounds_evaluator_is_measured_on_round_ones_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, run = rounds(tmp_path)
     names = [f"q{i}" for i in range(10)]
@@ -347,18 +352,18 @@ def test_every_rounds_evaluator_is_measured_on_round_ones_pairs(tmp_path: Path, 
     # Round 1 is right on 6 of 10; round 2 on 8 of the same 10: it gains three and loses one.
     then, now = [1.0] * 6 + [-1.0] * 4, [-1.0] + [1.0] * 8 + [-1.0]
     by_gold = judged(names, then)
-    found = evaluation._first_pairs(first, by_gold, asked, Gold(), lambda _: None)
+    found = evaluation._first_pairs(first, by_gold, asked, Gold(), NO_SCORE)
     assert found.accuracy_gold is not None
     assert (found.accuracy_gold.value, found.accuracy_gold.n, found.gain) == (0.6, 10, None)
     measured: list[RunStore] = []
 
-    def scored(context: Any, questions: Any, gold: Any, advance: Any, store: RunStore) -> list[JudgedPair]:
+    def scored(context: Any, questions: Any, gold: Any, score: Any, store: RunStore) -> list[JudgedPair]:
         measured.append(store)
         return judged(names, now)
 
     monkeypatch.setattr(evaluation, "_judged_test_pairs", scored)
     own = judged(names[:2], [1.0, 1.0])
-    found = evaluation._first_pairs(run, own, asked, Gold(), lambda _: None)
+    found = evaluation._first_pairs(run, own, asked, Gold(), NO_SCORE)
     assert measured == [first.store]
     assert found.accuracy_gold is not None
     assert (found.accuracy_gold.value, found.accuracy_gold.n) == (0.8, 10)

@@ -46,14 +46,14 @@ def test_replies_of_the_start_and_the_policy_are_compared_with_those_of_the_seed
 ) -> None:
     run = _context(tmp_path, [{"question": q, **({"reply": "It is 5."} if i else {})} for i, q in enumerate(QUESTIONS)])
     asked: list[tuple[str, list[str]]] = []
-    real = seed_references.answer
+    real = seed_references.sample_replies
 
     def recorded(*arguments: Any, role: str = POLICY, **options: Any) -> list[Rollout]:
         found = real(*arguments, role=role, **options)
         asked.append((role, [run.templates.text(r.reply_ids) for r in found]))
         return found
 
-    monkeypatch.setattr(seed_references, "answer", recorded)
+    monkeypatch.setattr(seed_references, "sample_replies", recorded)
     done: list[int] = []
     scores = compare_seed_replies(run, None, done.append)
     assert scores is not None
@@ -82,7 +82,7 @@ def test_only_seeds_with_a_reply_to_their_question_are_asked(tmp_path: Path, mon
     assert replied_seeds(RunConfig(seeds="s.jsonl"), seeds) == [("a", "1"), ("e", "3")]
     assert replied_seeds(RunConfig(seeds="s.jsonl", questions={"file": "s.jsonl"}), seeds) == []
     run = _context(tmp_path, [{"question": q} for q in QUESTIONS])
-    monkeypatch.setattr(seed_references, "answer", None)
+    monkeypatch.setattr(seed_references, "sample_replies", None)
     assert compare_seed_replies(run, None, lambda count: None) is None
     assert seed_passes(run) == 0
 
@@ -96,7 +96,7 @@ def test_without_the_libraries_a_run_says_so(tmp_path: Path, monkeypatch: pytest
     run, notes = _context(tmp_path, [{"question": QUESTIONS[0], "reply": "5"}]), list[str]()
     monkeypatch.setattr(run.terminal, "note", notes.append)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    monkeypatch.setattr(seed_references, "answer", None)  # no reply is sampled that could not be compared
+    monkeypatch.setattr(seed_references, "sample_replies", None)  # no reply is sampled that could not be compared
     assert seed_passes(run) == 0
     assert compare_seed_replies(run, None, lambda count: None) is None
     [note] = notes

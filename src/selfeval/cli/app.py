@@ -128,8 +128,9 @@ def run(
         typer.Option(
             metavar="N",
             min=1,
-            help="Compute questions, replies and verdicts, and train, on N workers, each with its own copy of the model: on "
-            "this machine, or on the cluster of --ray. Training depends on N in the last bits of sums, the rest does not.",
+            help="Compute questions, replies, verdicts and the evaluation, and train, on N workers, each with its own copy of "
+            "the model: on this machine, or on the cluster of --ray. Training depends on N in the last bits of sums, the rest "
+            "does not.",
         ),
     ] = None,
     ray: Annotated[

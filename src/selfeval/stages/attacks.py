@@ -9,11 +9,11 @@ from selfeval.evaluation.attacks import KINDS, Attack, Target, attacks_on, measu
 from selfeval.records import Question, Reply, Split
 from selfeval.report.schema import AttackName, Attacks
 from selfeval.stages.context import Context
+from selfeval.stages.evaluation_work import Score
 from selfeval.stages.gold import Gold, ask_ahead
 
 __all__ = ["attack_evaluator", "kinds_trained", "most_attacks"]
 
-Advance = Callable[[int], None]
 _OF_GOLD: tuple[AttackName, ...] = ("altered_number", "plain_right")
 
 
@@ -22,7 +22,7 @@ def most_attacks(context: Context) -> int:
     return min(context.config.evaluation.attacks, len(context.questions(Split.TEST))) * (1 + len(KINDS))
 
 
-def attack_evaluator(context: Context, gold: Gold | None, advance: Advance | None = None) -> Attacks | None:
+def attack_evaluator(context: Context, gold: Gold | None, score: Score | None = None) -> Attacks | None:
     """Attack the evaluator on the first `evaluation.attacks` test questions and return how often it held.
 
     The ordinary replies are the run's own: with gold the first one that is right, otherwise the first sample. A question
@@ -31,7 +31,7 @@ def attack_evaluator(context: Context, gold: Gold | None, advance: Advance | Non
     Args:
         context: context of the round.
         gold: Optional. Gold oracle of the domain.
-        advance: Optional. Callback that advances the progress bar by scored replies.
+        score: Optional. Scores replies. Default: the evaluators of the context, in this process.
 
     Returns:
         The figures; None if no question can be attacked.
@@ -44,7 +44,7 @@ def attack_evaluator(context: Context, gold: Gold | None, advance: Advance | Non
         attacks += attacks_on(target, seed=context.config.seed, verdict=verdict, is_right=is_right)
     if not attacks:
         return None
-    margins = _margins(context, {q.id: q for q in questions}, attacks, advance)
+    margins = _margins(context, {q.id: q for q in questions}, attacks, score)
     return measure_attacks(attacks, margins, by_gold=gold is not None, trained=kinds_trained(context.config.evaluator))
 
 
@@ -92,7 +92,7 @@ def _verdict(context: Context) -> str:
 
 
 def _margins(
-    context: Context, questions: Mapping[str, Question], attacks: Sequence[Attack], advance: Advance | None
+    context: Context, questions: Mapping[str, Question], attacks: Sequence[Attack], score: Score | None
 ) -> list[float]:
     """Return the score of the better reply minus that of the attack."""
     # The ordinary reply of a question is scored once.
@@ -100,5 +100,5 @@ def _margins(
     prompts = [context.grade_prompt(question_id, questions[question_id].text) for question_id, _ in rows]
     ids = [context.typed_ids(prompt, text) for prompt, (_, text) in zip(prompts, rows, strict=True)]
     # The mean over members, as for test pairs.
-    scores = dict(zip(rows, context.scorer().each(prompts, ids, advance).mean(0).tolist(), strict=True))
+    scores = dict(zip(rows, (score or context.scorer().each)(prompts, ids).mean(0).tolist(), strict=True))
     return [scores[a.question_id, a.better] - scores[a.question_id, a.worse] for a in attacks]

@@ -7,13 +7,11 @@ figures (scores, replies, judgements, gold answers); `selfeval.evaluation` compu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from selfeval.backbone.adapters import BASE
-from selfeval.backbone.sequences import reply_logprobs
 from selfeval.errors import MissingPackageError
 from selfeval.evaluation.domain_map import QuestionResults, results_of
 from selfeval.evaluation.evaluator import (
@@ -39,7 +37,6 @@ from selfeval.evaluation.replies import measure_replies
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.judging.calibrated import calibration_of
 from selfeval.judging.protocol import Comparison
-from selfeval.prompt import Prompt
 from selfeval.records import ComparedReplies, Question, Reply, Sampled, ScoredPair, Split, Verdict, VerdictState
 from selfeval.report.schema import (
     Alarm,
@@ -57,18 +54,17 @@ from selfeval.report.schema import (
     UnitTests,
     Verdicts,
 )
-from selfeval.rollout.engine import visible_ids
-from selfeval.rollout.guide import Guide
-from selfeval.rollout.requests import Rollout
 from selfeval.runs.members import confidence_of, temperature_of
 from selfeval.stages.attacks import attack_evaluator, most_attacks
 from selfeval.stages.context import Context
+from selfeval.stages.evaluation_work import Score, answered_by_policy, judged_by_referee, scores_of
 from selfeval.stages.gold import Gold, ask_ahead, count_outcomes, gold_file, load_gold, right_steps_of
 from selfeval.stages.held_out import score_pairs
-from selfeval.stages.policy import answer, ensure_policy
+from selfeval.stages.policy import ensure_policy
 from selfeval.stages.replies import texts_of_training_questions
 from selfeval.stages.seed_references import compare_seed_replies, seed_passes
 from selfeval.stages.step_evidence import evaluate_steps
+from selfeval.stages.terminal import Bar
 from selfeval.stages.vectors import embed_replies, map_of_domain
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_object
@@ -81,8 +77,6 @@ SCORED, COMPARED = "evaluation/scored.jsonl", "evaluation/compared.jsonl"
 FIRST_PAIRS = "first_pairs.json"
 """File in the stage's folder: on which of round 1's test pairs this round's evaluator is right, by gold and by the judge."""
 
-Advance = Callable[[int], None]
-
 
 def run(context: Context) -> dict[str, Any]:
     """Write evaluation/figures.json (the parts of report.json that need the model), and return counts."""
@@ -92,12 +86,13 @@ def run(context: Context) -> dict[str, Any]:
     guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
-        pairs = _judged_test_pairs(context, questions, gold, bar.advance)
+        score = scores_of(context, bar)
+        pairs = _judged_test_pairs(context, questions, gold, score)
         pairs = with_surprise(pairs, questions, context.replies().values())
-        first_pairs = _first_pairs(context, pairs, questions, gold, bar.advance)
-        answered, rows = _answer_and_judge(context, guide, gold, bar.advance)
-        scores = _scores_of_replies(context, rows, bar.advance)
-        attacks = attack_evaluator(context, gold, bar.advance)
+        first_pairs = _first_pairs(context, pairs, questions, gold, score)
+        answered, rows = _answer_and_judge(context, gold, bar)
+        scores = _scores_of_replies(context, rows, score)
+        attacks = attack_evaluator(context, gold, score)
         of_seeds = compare_seed_replies(context, guide, bar.advance)
         steps = evaluate_steps(context, questions, pairs, right_steps_of(gold), has_gold=gold is not None)
     cost = _verdict_cost(context, questions)
@@ -198,7 +193,7 @@ def _judged_test_pairs(
     context: Context,
     questions: Mapping[str, Question],
     gold: Gold | None,
-    advance: Advance | None = None,
+    score: Score,
     store: RunStore | None = None,
 ) -> list[JudgedPair]:
     """Return every judged pair of a test question, whatever its verdict, with the evaluator's margin and the gold answers.
@@ -207,13 +202,13 @@ def _judged_test_pairs(
         context: context of the round.
         questions: questions by id.
         gold: Optional. Gold oracle of the domain.
-        advance: Optional. Callback that advances the progress bar.
+        score: scores replies with the evaluators of the round.
         store: Optional. Folder of the round whose pairs are read. Default: this round.
     """
     verdicts = [v for v in (store or context.store).read("verdicts", Verdict) if v.split == Split.TEST]
     _ask_ahead_of_pairs(gold, verdicts, questions, context.replies(store))
     right_of = partial(_both_right, gold)
-    return score_pairs(context, verdicts, questions, right_of=right_of, advance=advance, store=store)
+    return score_pairs(context, verdicts, questions, right_of=right_of, score=score, store=store)
 
 
 def _first_pairs(
@@ -221,7 +216,7 @@ def _first_pairs(
     pairs: Sequence[JudgedPair],
     questions: Mapping[str, Question],
     gold: Gold | None,
-    advance: Advance,
+    score: Score,
 ) -> FirstPairs:
     """Evaluate on round 1's test pairs, the one set on which the evaluators of all rounds can be compared.
 
@@ -230,11 +225,11 @@ def _first_pairs(
         pairs: the pairs of this round; in round 1, they are that set.
         questions: questions by id.
         gold: Optional. Gold oracle of the domain.
-        advance: callback that advances the progress bar.
+        score: scores replies with the evaluators of the round.
     """
     before = None
     if context.earlier:
-        pairs = _judged_test_pairs(context, questions, gold, advance, context.first)
+        pairs = _judged_test_pairs(context, questions, gold, score, context.first)
         saved = read_object(context.earlier[-1].folder("evaluation") / FIRST_PAIRS, "gold", "judge")
         before = Rights(saved["gold"], saved["judge"])
     now = rights_of(pairs)
@@ -285,39 +280,31 @@ class _Row:
     probability: float | None
 
 
-def _answer_and_judge(
-    context: Context, guide: Guide | None, gold: Gold | None, advance: Advance | None = None
-) -> tuple[list[Answered], list[_Row]]:
+def _answer_and_judge(context: Context, gold: Gold | None, bar: Bar) -> tuple[list[Answered], list[_Row]]:
     """Answer the test questions with the trained policy, and compare each reply with the start role's first reply."""
-    config, templates = context.config, context.templates
+    config = context.config
     questions = context.questions(Split.TEST)[: config.evaluation.questions]
     replies = context.replies()
     # Samples of the start role at the same temperature (stages/replies.py), so a new sample is not needed.
     before = [replies[f"{q.id}-r0"] for q in questions]
-    prompts = [templates.reply_prompt(q) for q in questions]
-    after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
-    texts, read = [templates.text(r.reply_ids) for r in after], [visible_ids(context.backbone, r) for r in after]
-    kls = _kl_to_start(context, prompts, after)
+    after = answered_by_policy(context, questions, bar)
     comparisons = [
-        Comparison(q.text, text, b.text, not a.finished, not b.finished, q.messages)
-        for q, text, a, b in zip(questions, texts, after, before, strict=True)
+        Comparison(q.text, a.text, b.text, not a.finished, not b.finished, q.messages)
+        for q, a, b in zip(questions, after, before, strict=True)
     ]
-    with context.backbone.acting_as(BASE):
-        # The referee's prompt labelled no training pair, so the policy cannot have learned to please it.
-        judgements = context.judge("referee").judge(comparisons, advance)
+    judgements = judged_by_referee(context, comparisons, bar)
     outcomes = [outcome(judgement, config.verdicts.tie) for judgement in judgements]
-    ask_ahead(gold, [(q.text, t) for q, b, after in zip(questions, before, texts, strict=True) for t in (b.text, after)])
-    right = [_both_right(gold, q.text, (b.text, t)) for q, b, t in zip(questions, before, texts, strict=True)]
-    rows = zip(questions, before, after, read, texts, kls, outcomes, right, strict=True)
+    ask_ahead(gold, [(q.text, t) for q, b, a in zip(questions, before, after, strict=True) for t in (b.text, a.text)])
+    right = [_both_right(gold, q.text, (b.text, a.text)) for q, b, a in zip(questions, before, after, strict=True)]
     answered = [
         Answered(
-            *(q.text, b.text, text, len(b.ids), len(ids), b.finished, a.finished),
-            *(kl, found, *(gold_says or (None, None))),
+            *(q.text, b.text, a.text, len(b.ids), len(a.ids), b.finished, a.finished),
+            *(a.kl, found, *(gold_says or (None, None))),
         )
-        for q, b, a, ids, text, kl, found, gold_says in rows
+        for q, b, a, found, gold_says in zip(questions, before, after, outcomes, right, strict=True)
     ]
-    probabilities = [judgement.probability for judgement in judgements]
-    return answered, [_Row(*row) for row in zip(questions, before, read, probabilities, strict=True)]
+    rows = zip(questions, before, after, judgements, strict=True)
+    return answered, [_Row(q, b, a.ids, judgement.probability) for q, b, a, judgement in rows]
 
 
 def _references(context: Context, answered: Sequence[Answered], rows: Sequence[_Row]) -> ReferenceScores | None:
@@ -330,23 +317,13 @@ def _references(context: Context, answered: Sequence[Answered], rows: Sequence[_
         return None
 
 
-def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
-    """Return, per reply, the sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
-    ids, config = [r.ids for r in rollouts], context.config
-    # Both at the temperature of the samples: the KL of the two distributions that are compared.
-    tokens, temperature = config.backbone.batch_tokens, config.evaluation.temperature
-    with context.backbone.acting_as(context.ensure_start()):
-        start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=tokens, temperature=temperature)
-    return [sum(r.logprobs) - sum(s) for r, s in zip(rollouts, start, strict=True)]
-
-
-def _scores_of_replies(context: Context, rows: Sequence[_Row], advance: Advance) -> list[tuple[float, float]]:
+def _scores_of_replies(context: Context, rows: Sequence[_Row], score: Score) -> list[tuple[float, float]]:
     """Return the evaluator's scores of the replies before and after training."""
-    prompts = [context.grade_prompt(row.question.id, row.question.text) for row in rows]
-    ids = [row.before.ids for row in rows] + [row.after_ids for row in rows]
-    # Scored in one call, so that the batches are full: all replies before training come first.
-    scores = context.scorer().of(prompts * 2, ids, advance).whole_B.tolist() if rows else []
-    return list(zip(scores[: len(rows)], scores[len(rows) :], strict=True))
+    if not rows:
+        return []
+    prompts = [context.grade_prompt(row.question.id, row.question.text) for row in rows for _ in range(2)]
+    scores = score(prompts, [ids for row in rows for ids in (row.before.ids, row.after_ids)]).mean(0).tolist()
+    return list(zip(scores[0::2], scores[1::2], strict=True))
 
 
 def _results(context: Context, pairs: Sequence[JudgedPair]) -> QuestionResults:

@@ -13,11 +13,8 @@ from selfeval.backbone.role_files import save_role
 from selfeval.config import LEARNERS, RunConfig
 from selfeval.errors import LoopError
 from selfeval.judging.steps import step_ends
-from selfeval.prompt import Prompt
 from selfeval.records import Question, Sampled, Split
-from selfeval.rollout.engine import generate
 from selfeval.rollout.guide import Guide
-from selfeval.rollout.requests import Request, Rollout
 from selfeval.runs.policy import GUIDE, load_policy
 from selfeval.stages.context import Context
 from selfeval.stages.policy_gate import check_evaluator
@@ -35,7 +32,6 @@ from selfeval.training.watchdogs import Alarm
 
 __all__ = [
     "add_roles",
-    "answer",
     "ensure_policy",
     "learner_context",
     "output_roles",
@@ -84,40 +80,6 @@ def save_policy(context: Context, guide: Guide | None) -> None:
 def ensure_policy(context: Context) -> Guide | None:
     """Load the trained policy and its guiding value roles if needed, and return the guide."""
     return load_policy(context.backbone, context.store.root / "roles")
-
-
-def answer(
-    context: Context,
-    prompts: Sequence[Prompt],
-    guide: Guide | None,
-    *,
-    seed: int,
-    role: str = POLICY,
-    advance: Callable[[int], None] | None = None,
-) -> list[Rollout]:
-    """Sample replies of the trained policy as evaluation does, with value guidance if available.
-
-    Args:
-        prompts: `reply` prompts.
-        guide: Optional. Guide returned by `ensure_policy` or by the training.
-        seed: sampling seed.
-        role: role that replies; the bare base is the initial policy. Default: the policy.
-        advance: Optional. Called with the number of replies finished since the last call.
-    """
-    config = context.config
-    requests = [Request(prompt, config.evaluation.temperature, config.evaluation.top_p) for prompt in prompts]
-    limit, batch_size = context.reply_limit, config.backbone.rollout_batch_size
-    with context.backbone.acting_as(role):
-        return generate(
-            context.backbone,
-            requests,
-            max_new_tokens=limit,
-            seed=seed,
-            batch_size=batch_size,
-            guide=guide,
-            thinking=context.thinking,
-            advance=advance,
-        )
 
 
 def prompts_of(context: Context) -> list[QuestionPrompts]:

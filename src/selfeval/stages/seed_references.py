@@ -7,6 +7,7 @@ close the policy comes to the user's own replies, and nothing about new question
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from selfeval.errors import MissingPackageError
 from selfeval.evaluation.reference_scores import check_packages, compare_with_references
@@ -15,7 +16,7 @@ from selfeval.records import Question, Split
 from selfeval.report.schema import ReferenceScores
 from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
-from selfeval.stages.policy import answer
+from selfeval.stages.evaluation_work import sample_replies
 from selfeval.stages.seeds import replied_seeds
 
 __all__ = ["compare_seed_replies", "seed_passes"]
@@ -47,19 +48,13 @@ def compare_seed_replies(context: Context, guide: Guide | None, advance: Callabl
     if error := _missing_package():
         context.terminal.note(f"evaluation: replies to the seeds are not compared with those of the file, because {error}")
         return None
-    prompts = [prompt for prompt, _ in rows]
+    prompts, limit = [prompt for prompt, _ in rows], context.reply_limit
+    sampled = partial(sample_replies, context.model, context.config, prompts, limit=limit, advance=advance)
     before, after = (
         [context.templates.text(r.reply_ids) for r in replies]
         for replies in (
-            answer(
-                context,
-                prompts,
-                None,
-                seed=context.seed("seed-replies-before"),
-                role=context.ensure_start(),
-                advance=advance,
-            ),
-            answer(context, prompts, guide, seed=context.seed("seed-replies-after"), advance=advance),
+            sampled(guide=None, seed=context.seed("seed-replies-before"), role=context.ensure_start()),
+            sampled(guide=guide, seed=context.seed("seed-replies-after")),
         )
     )
     return compare_with_references(before, after, [[reference] for _, reference in rows])

@@ -199,33 +199,40 @@ def counting(report_progress: Callable[[float], None], total: int) -> Callable[[
 
 
 def computed(
-    executor: Executor, work: Work[T], batches: Sequence[Batch[T]], bar: Bar
+    executor: Executor, work: Work[T], batches: Sequence[Batch[T]], bar: Bar, weight: int = 1
 ) -> Iterator[tuple[Batch[T], ShardOutput]]:
     """Yield each batch with its result, and move the bar by its records, as they are done.
+
+    Args:
+        executor: calls the work.
+        work: computes a batch.
+        batches: the batches.
+        bar: shows progress.
+        weight: Optional. Units of the bar for each record. Default: 1.
 
     Raises:
         Exception: the work failed every time on a batch. The rest of the stage depends on these batches, so none is skipped.
     """
-    for batch, output in _outputs(executor, work, batches, bar):
+    for batch, output in _outputs(executor, work, batches, bar, weight):
         if output.failure is not None:
             raise _error_of(output.failure, f"batch {batch.index}")
         yield batch, output
 
 
 def _outputs(
-    executor: Executor, work: Work[T], batches: Sequence[Batch[T]], bar: Bar
+    executor: Executor, work: Work[T], batches: Sequence[Batch[T]], bar: Bar, weight: int = 1
 ) -> Iterator[tuple[Batch[T], ShardOutput]]:
     """Yield each batch with its result or failure, and move the bar."""
     shares: dict[int, float] = {}  # of the batches in progress; an executor may compute several
 
     def report_progress(batch: Batch[T], share: float) -> None:
-        shares[batch.index] = share * len(batch.records)
+        shares[batch.index] = share * len(batch.records) * weight
         bar.within(sum(shares.values()))
 
     for batch, output in executor.map(work, batches, report_progress):
         yield batch, output
         shares.pop(batch.index, None)
-        bar.advance(len(batch.records), sum(shares.values()))
+        bar.advance(len(batch.records) * weight, sum(shares.values()))
 
 
 def _error_of(failure: Failure, what: str) -> Exception:

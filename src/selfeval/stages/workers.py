@@ -29,6 +29,7 @@ from selfeval.scale.cluster import LOCAL, Cluster, joined, room, started
 from selfeval.scale.failures import Failure
 from selfeval.scale.pool import Needs, Pool
 from selfeval.scale.training_worker import WorkerResources
+from selfeval.stages.evaluation_work import JudgeReplies
 from selfeval.stages.parallel import ParallelTrainer, refuse_other_engine
 from selfeval.stages.sent_settings import SentSettings, sent_settings
 from selfeval.stages.shards import Batch, Executor, InProcess, ModelHandle, ReportProgress, ShardOutput, Work
@@ -198,7 +199,6 @@ class _OnWorkers:
         (context.first.root / LOGS).mkdir(exist_ok=True)
         self._here = InProcess(lambda: context.model)
         config = context.config
-        self._asks_server = isinstance(config.verdicts.settings, EndpointConfig)
         backbone = backbone_config(config, context.first.run)
         is_card = backbone.device.startswith("cuda")
         # Ray shows each worker its own cards only, numbered from 0.
@@ -217,7 +217,7 @@ class _OnWorkers:
     def map(
         self, work: Work[T], batches: Sequence[Batch[T]], report_progress: ReportProgress | None = None
     ) -> Iterator[tuple[Batch[T], ShardOutput]]:
-        if self._asks_server and isinstance(work, JudgePairs):
+        if isinstance(work, JudgePairs | JudgeReplies) and isinstance(work.config.settings, EndpointConfig):
             # It waits for the server, not for the model, and one process keeps to its budget.
             yield from self._here.map(work, batches, report_progress)
             return
