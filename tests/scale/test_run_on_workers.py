@@ -20,6 +20,7 @@ from torch import Tensor
 
 from processes import environment
 from ray_tasks import local_ray
+from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.config import RunConfig
 from selfeval.stages.running import execute, new_config
 from selfeval.stages.terminal import Terminal
@@ -92,6 +93,9 @@ def test_shards_are_the_same_with_any_number_of_workers(
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["workers"]
     assert (recorded["number"], recorded["address"], recorded["lost"]) == (number, "local", 0)
     assert 1 <= sum(recorded["started"].values()) <= number
+    # Of a worker: the process of this test has imported much more.
+    stages = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]
+    assert 2**27 < stages["verdicts"]["peak_bytes"] < peak_resident_bytes()
     logs = [path.read_text() for path in sorted((tmp_path / "run" / "logs").glob("worker-*.log"))]
     assert len(logs) == number
     assert sum(log.count("WriteReplies: shard") for log in logs) >= 4, "work that is computed twice is logged twice"

@@ -60,7 +60,7 @@ Trainer = Callable[["Context", Training], dict[str, Any]]
 
 @dataclass(frozen=True)
 class WorkersMemory:
-    """Memory of the workers of a training.
+    """Memory of the workers of a stage.
 
     Attributes:
         peak_bytes: largest resident memory of one of them, in bytes.
@@ -69,6 +69,15 @@ class WorkersMemory:
 
     peak_bytes: int
     events: tuple[dict[str, Any], ...] = ()
+
+    def __or__(self, other: WorkersMemory) -> WorkersMemory:
+        """Return the memory of all workers of both. Equal events are one, with their number of occurrences."""
+        events: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for event in (*self.events, *other.events):
+            key = tuple(event[name] for name in ("phase", "kind", "from", "to"))
+            before = events.get(key, {"times": 0})
+            events[key] = {**event, "times": event["times"] + before["times"]}
+        return WorkersMemory(max(self.peak_bytes, other.peak_bytes), tuple(events.values()))
 
 
 def in_process(context: Context) -> Executor:
@@ -98,7 +107,7 @@ class Context:
         workers: processes that compute shards; None if there are none but this one. Default: None.
         trainer: calls the training of a stage. Default: in this process.
         processes: the processes that train together, in a worker of a training. Default: this one alone.
-        workers_memory: memory of the workers that trained in the current stage; None if there were none. Default: None.
+        workers_memory: memory of the workers of the current stage; None if there were none. Default: None.
     """
 
     config: RunConfig
@@ -281,8 +290,12 @@ class Context:
         memory, self.workers_memory = self.workers_memory, None
         return own if memory is None else [*own, *memory.events]
 
+    def add_workers_memory(self, memory: WorkersMemory) -> None:
+        """Add the memory of workers to that of the current stage."""
+        self.workers_memory = memory if self.workers_memory is None else self.workers_memory | memory
+
     def peak_bytes(self) -> int:
-        """Return the largest resident memory, in bytes: of the workers if they trained in this stage, or of this process."""
+        """Return the largest resident memory, in bytes: of the workers if the stage had some, or of this process."""
         return peak_resident_bytes() if self.workers_memory is None else self.workers_memory.peak_bytes
 
     @cached_property

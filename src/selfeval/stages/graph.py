@@ -67,7 +67,7 @@ class Stage:
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
         gathers: whether it only combines the output of other stages, and is overwritten when that changes.
         computes: whether it runs the model. Default: yes.
-        maps: whether it computes shards, which workers can do.
+        maps: whether it computes shards or batches, which workers can do.
         labels: returns a fingerprint of the labels of people that it reads, from all labels of the round; empty without any.
         wanted: whether it is a stage of a run. The stages after it read the one before it if it is not. Default: of every run.
     """
@@ -198,6 +198,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("domain", "gold", "evaluation"),
         outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}", evaluation.SCORED, evaluation.COMPARED),
         owned=("metrics/evaluation.jsonl", MAP_FILE),
+        maps=True,
     ),
     Stage(
         "report",

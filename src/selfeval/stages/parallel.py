@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,9 +66,10 @@ class ParallelTrainer:
         watch = Watch(shown.receive, lost, self.started, context.terminal.note)
         try:
             with shown.stack:
-                counts, context.workers_memory = train_on_workers(
+                counts, memory = train_on_workers(
                     _job_of(context, training), self.workers, self.resources, logs=self.logs, watch=watch, renewed=renewed
                 )
+            context.add_workers_memory(memory)
         finally:
             dismiss_writer(root)
         return cast(dict[str, Any], counts)
@@ -145,15 +148,10 @@ class StageJob:
 
 
 def _memory_of(processes: ProcessGroup, context: Context) -> WorkersMemory:
-    """Return the largest peak and all events of the workers. Equal events are one, with their number of occurrences."""
+    """Return the largest peak and all events of the workers."""
     found = (peak_resident_bytes(), context.take_memory_events())
     everywhere = gather_outcomes(processes, "memory of the training", found, None)
-    events: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for event in (event for _, of_worker in everywhere for event in of_worker):
-        key = tuple(event[name] for name in ("phase", "kind", "from", "to"))
-        before = events.get(key, {"times": 0})
-        events[key] = {**event, "times": event["times"] + before["times"]}
-    return WorkersMemory(max(peak for peak, _ in everywhere), tuple(events.values()))
+    return reduce(or_, (WorkersMemory(peak, tuple(events)) for peak, events in everywhere))
 
 
 # -- progress -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from selfeval.backbone.load import pick_device
+from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.threads import cpu_threads, usable_cores
 from selfeval.config import EndpointConfig, RunConfig
@@ -29,6 +30,7 @@ from selfeval.scale.cluster import LOCAL, Cluster, joined, room, started
 from selfeval.scale.failures import Failure
 from selfeval.scale.pool import Needs, Pool
 from selfeval.scale.training_worker import WorkerResources
+from selfeval.stages.context import WorkersMemory
 from selfeval.stages.evaluation_work import JudgeReplies
 from selfeval.stages.parallel import ParallelTrainer, refuse_other_engine
 from selfeval.stages.sent_settings import SentSettings, sent_settings
@@ -64,6 +66,19 @@ class WorkersAsked:
 
 
 # -- in a worker --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A shard that a worker has computed.
+
+    Attributes:
+        output: its records.
+        memory: peak of the worker until now, and the changes to its batch limits since its last shard.
+    """
+
+    output: ShardOutput
+    memory: WorkersMemory
 
 
 @dataclass(frozen=True)
@@ -108,10 +123,11 @@ class LoadModel:
         engine.check(backbone)
         model = ModelHandle(backbone, templates, self.start, self.answers, engine)
 
-        def compute(task: ShardTask, report_progress: Callable[[float], None]) -> ShardOutput:
+        def compute(task: ShardTask, report_progress: Callable[[float], None]) -> ShardResult:
             with cpu_threads(task.threads):
-                output: ShardOutput = task.work(replace(model, report_progress=report_progress), task.batch)
-                return output
+                output = task.work(replace(model, report_progress=report_progress), task.batch)
+            events = tuple(event.as_json() for event in backbone.budget.take_events())
+            return ShardResult(output, WorkersMemory(peak_resident_bytes(), events))
 
         return compute
 
@@ -192,7 +208,7 @@ class _OnWorkers:
     """Executor of one stage."""
 
     def __init__(self, workers: Workers, context: Context) -> None:
-        self._workers, self._store = workers, context.first
+        self._workers, self._store, self._add_memory = workers, context.first, context.add_workers_memory
         # Loaded here too: the driver reads prompts and limits, and trains after these stages. It also writes what the workers
         # read, the templates and the precision, and reports what is wrong with the model before any worker starts.
         model = context.model
@@ -228,7 +244,11 @@ class _OnWorkers:
                 report_progress(batches[number], share)
 
         for number, found in self._workers.map(self._load, [ShardTask(work, batch, threads) for batch in batches], report):
-            yield batches[number], ShardOutput((), failure=found) if isinstance(found, Failure) else found
+            if isinstance(found, Failure):
+                yield batches[number], ShardOutput((), failure=found)
+            else:
+                self._add_memory(found.memory)
+                yield batches[number], found.output
 
     def close(self) -> None:
         """Record the workers. They keep their models for the next stage."""
