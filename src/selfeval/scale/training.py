@@ -11,8 +11,8 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -239,17 +239,23 @@ class _Attempt:
 
     def _arrived(self, done: Sequence[Any], silence: _Silence) -> dict[int, Any]:
         """Pass on what worker 0 has sent, and return the results of the tasks that are done, by rank."""
-        ray = self._ray
-        try:
-            sent = ray.get(self._actors[0].take_sent.remote())
-            results = {self._tasks[task]: ray.get(task) for task in done}
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:  # an actor that died, also for a lack of memory, or with its node
-            raise _LostError(self._loss()) from error
+        with self._losses():
+            sent = self._ray.get(self._actors[0].take_sent.remote())
         silence.heard(anything=bool(sent))
+        # Before the results: one of them may be that of a lost worker, and what was sent is taken only once.
         self.progressed |= self._watch.receive(sent)
-        return results
+        with self._losses():
+            return {self._tasks[task]: self._ray.get(task) for task in done}
+
+    @contextmanager
+    def _losses(self) -> Iterator[None]:
+        """Raise the loss of a worker as such: an actor that died, also for a lack of memory, or with its node."""
+        try:
+            yield
+        except self._ray.exceptions.RayTaskError:
+            raise
+        except self._ray.exceptions.RayError as error:
+            raise _LostError(self._loss()) from error
 
     def _loss(self) -> str:
         """Say which workers were lost."""
