@@ -19,13 +19,17 @@ __all__ = ["Add", "FailingAdd", "Task", "kept_environment", "local_ray"]
 
 @contextmanager
 def kept_environment() -> Iterator[None]:
-    """Restore the environment at the end: Ray sets variables such as `PYTHONBREAKPOINT`, which other tests would inherit."""
+    """Restore the environment at the end: Ray sets variables such as `PYTHONBREAKPOINT`, which other tests would inherit.
+
+    Its token stays: this process reads it once, so another Ray that it starts later needs the same.
+    """
     before = dict(os.environ)
     try:
         yield
     finally:
+        token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(before | token)
 
 
 @contextmanager
