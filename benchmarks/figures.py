@@ -1760,7 +1760,7 @@ def _kill_lines(found: dict[str, Any]) -> list[str]:
         seconds = sorted(kill["seconds"] for kill in kills if kill["target"] == target)
         spread = f"{statistics.median(seconds):.0f} s | {seconds[-1]:.0f} s"
         rows.append(f"| {target} | {len(seconds)} | {spread} |")
-    stages = Counter(kill["stage"] for kill in kills)
+    stages = Counter(kill["stage"] or "between stages" for kill in kills)
     ends = "No run has reached its end yet, so no report was compared."
     same = sum(run["same_shards"] and run["same_roles"] and not run["report_differs_in"] for run in compared)
     if compared:

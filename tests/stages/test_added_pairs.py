@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from selfeval.records import Pair, Split
-from selfeval.stages.added_pairs import CONFIDENCE, NO_REPLY_CONFIDENCE, attack_pairs, mismatched_pairs
+from selfeval.stages.added_pairs import CONFIDENCE, attack_pairs, mismatched_pairs
 
 QUESTIONS = {
     "a": ("Tom has 3 red apples and buys 4. How many apples has Tom?", "3 + 4 = 7. The answer is 7."),
@@ -56,22 +56,16 @@ def test_another_reply_to_the_same_question_is_no_mismatch() -> None:
 
 def test_attack_pairs_have_a_worse_reply_of_each_kind_that_needs_no_gold() -> None:
     many = [
-        Pair(f"{i}", f"What is {i} plus {i}?", f"The sum is {2 * i}.", f"It is {i}{i}.", 0.7, (i,), (-i,), Split.TRAIN)
-        for i in range(200)
+        Pair(f"{i}", f"What is {i} plus {i}?", f"The sum is {2 * i}.", "-", 0.7, (i,), (0,), Split.TRAIN) for i in range(200)
     ]
     found = attack_pairs(many, 0.5, seed=1, encode=lambda pair, text: (len(text),))
     assert len(found) == 100
     assert found == attack_pairs(many, 0.5, seed=1, encode=lambda pair, text: (len(text),))
     for pair in found:
-        number = int(pair.question_id)
-        assert (pair.chosen, pair.chosen_ids) in {
-            (f"The sum is {2 * number}.", (number,)),
-            (f"It is {number}{number}.", (-number,)),
-        }
+        assert pair.chosen == f"The sum is {2 * int(pair.question_id)}."
         assert pair.rejected_ids == (len(pair.rejected),)
-        assert pair.confidence == NO_REPLY_CONFIDENCE
+        assert pair.confidence == CONFIDENCE
         assert pair.rejected != pair.chosen
-    assert 30 < sum(pair.chosen.startswith("It is") for pair in found) < 70  # also below the rejected replies
     rejected = [pair.rejected for pair in found]
     assert "" in rejected
     assert any(pair.rejected == pair.prompt for pair in found)

@@ -20,8 +20,9 @@ from selfeval.quality.margin_signals import fit_margin_signals
 from selfeval.records import Pair, Split
 from selfeval.runs.members import confidence_of
 from selfeval.stages import evaluator
-from selfeval.stages.added_pairs import NO_REPLY_CONFIDENCE
+from selfeval.stages.added_pairs import CONFIDENCE
 from selfeval.stages.context import Context
+from selfeval.stages.garbled_pairs import GARBLED_CONFIDENCE
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 from selfeval.training import evaluator as training
@@ -91,7 +92,7 @@ def test_garbled_pairs_are_made_of_training_questions_only(
     assert not {pair.chosen for pair in added} & {ids for pair in held for ids in (pair.chosen_ids, pair.rejected_ids)}
     # A text that is no reply is garbled, or a rejected reply in another style with the label of its pair.
     labels = {pair.label for pair in added if pair.rejected not in replies}
-    assert labels == {NO_REPLY_CONFIDENCE, *(pair.confidence for pair in kept)}
+    assert labels == {GARBLED_CONFIDENCE, *(pair.confidence for pair in kept)}
 
 
 def test_the_confidence_of_margin_and_disagreement_is_saved_with_the_run(tmp_path: Path, backbone: Backbone) -> None:
@@ -133,7 +134,7 @@ def test_attack_pairs_are_encoded_as_typed_replies(tmp_path: Path, backbone: Bac
     echoes = [p for p in added if p.rejected == (*run.templates.reply_ids(questions[p.prompt]), *end)]
     assert echoes
     assert {p.rejected[-1:] for p in added} == {end}
-    assert {p.label for p in added} == {NO_REPLY_CONFIDENCE}
+    assert {p.label for p in added} == {CONFIDENCE}
 
 
 def test_long_attacks_are_shortened_to_the_context(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,7 @@ from collections import Counter
 
 from selfeval.evaluation.attacks import Target, attacks_on
 from selfeval.records import Pair, Split
-from selfeval.stages.added_pairs import NO_REPLY_CONFIDENCE
-from selfeval.stages.garbled_pairs import GARBLED, STYLES, garbled_pairs
+from selfeval.stages.garbled_pairs import GARBLED, GARBLED_CONFIDENCE, STYLES, garbled_pairs
 
 
 def pairs(count: int) -> list[Pair]:
@@ -34,7 +33,7 @@ def test_both_replies_are_better_than_a_garbled_text_and_styles_keep_the_prefere
     assert found == garbled_pairs(many, 0.5, seed=1, encode=encode)
     assert found != garbled_pairs(many, 0.5, seed=2, encode=encode)
     sources = {pair.question_id: pair for pair in many}
-    garbled = [pair for pair in found if pair.confidence == NO_REPLY_CONFIDENCE]
+    garbled = [pair for pair in found if pair.confidence == GARBLED_CONFIDENCE]
     assert 80 < len(garbled) < 120
     over_rejected = 0
     for pair in garbled:
@@ -47,7 +46,7 @@ def test_both_replies_are_better_than_a_garbled_text_and_styles_keep_the_prefere
     changed = Counter[tuple[bool, bool]]()
     for pair in found:
         source = sources[pair.question_id]
-        if pair.confidence != NO_REPLY_CONFIDENCE:
+        if pair.confidence != GARBLED_CONFIDENCE:
             n, kinds = int(pair.question_id[1:]), (pair.chosen != source.chosen, pair.rejected != source.rejected)
             changed[kinds] += 1
             assert pair.confidence == 0.9
@@ -77,7 +76,7 @@ def test_replies_without_spaces_are_taken_apart_by_character() -> None:
     question, chosen, rejected = "\u4e00\u52a0\u4e00\uff1f", "\u7b54\u6848\u662f\u4e8c\u3002", "\u7b54\u6848\u662f\u4e09\u3002"
     chinese = [Pair(f"q{i}", question, chosen, rejected, 0.9, (1,), (2,), Split.TRAIN) for i in range(100)]
     found = garbled_pairs(chinese, 1.0, seed=0, encode=encode)
-    made = {pair.rejected for pair in found if pair.confidence == NO_REPLY_CONFIDENCE}
+    made = {pair.rejected for pair in found if pair.confidence == GARBLED_CONFIDENCE}
     assert any(sorted(text) == sorted(chosen) for text in made)
     # A style that leaves a reply as it is, and a shuffle that does, are left out.
     assert all(pair.chosen != pair.rejected for pair in found)
@@ -89,11 +88,11 @@ def test_chinese_texts_are_no_longer_than_replies_and_every_style_changes_the_re
 
     many = [Pair(f"q{n}", reply(n), reply(n), reply(3 * n), 0.9, (1,), (2,), Split.TRAIN) for n in range(1, 301)]
     found = garbled_pairs(many, 1.0, 0, lambda pair, text: tuple(map(ord, text)), limit=40)
-    garbled = [pair for pair in found if pair.confidence == NO_REPLY_CONFIDENCE]
+    garbled = [pair for pair in found if pair.confidence == GARBLED_CONFIDENCE]
     # At most 48 pieces, or ten times six; letters in groups of nine are the longest.
     assert max(len(pair.rejected) for pair in garbled) < 10 * 48
     assert max(len(pair.rejected_ids) for pair in garbled) == 40
-    restyled = [pair for pair in found if pair.confidence != NO_REPLY_CONFIDENCE]
+    restyled = [pair for pair in found if pair.confidence != GARBLED_CONFIDENCE]
     assert len(restyled) > 100
     for pair in restyled:
         n = int(pair.question_id[1:])

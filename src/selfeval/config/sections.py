@@ -322,7 +322,7 @@ class EvaluatorConfig(Section):
     mismatched: Share = 0.0
     """Additional pairs, as a share of the training pairs: a chosen reply against the chosen reply to a similar question."""
     attacks: Share = 0.0
-    """Additional pairs, as a share of the training pairs: a reply against an attack reply, as the report has them."""
+    """Additional pairs, as a share of the training pairs: a chosen reply against an attack reply, as the report has them."""
     garbled: Share = 0.0
     """Additional pairs, as a share of the training pairs: a reply against a garbled text, or in another style. None is of the
     report's attacks (docs/algorithms/evaluator.md)."""

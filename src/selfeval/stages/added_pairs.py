@@ -17,16 +17,10 @@ from selfeval.quality.answers import answer_of
 from selfeval.quality.dedupe import jaccard, units
 from selfeval.records import Pair
 
-__all__ = ["CONFIDENCE", "NO_REPLY_CONFIDENCE", "attack_pairs", "mismatched_pairs"]
+__all__ = ["CONFIDENCE", "attack_pairs", "mismatched_pairs"]
 
 CONFIDENCE = 0.95
-"""Label of mismatched pairs. Below 1, because a reply to a similar question is sometimes a good reply to this one too."""
-NO_REPLY_CONFIDENCE = 0.999
-"""Label of a pair whose worse text is no reply to the question: an attack, or a garbled text.
-
-Close to 1: with 0.95 the loss asks for a margin of log 19, which is less than that of a judged pair, so that such a text would
-score above a reply that is taken for a wrong one.
-"""
+"""Label of these pairs. Below 1, because a reply to a similar question is sometimes a good reply to this one too."""
 _CANDIDATES = 64
 """Questions that are drawn and compared, of which the most similar is used."""
 
@@ -56,11 +50,9 @@ def mismatched_pairs(pairs: Sequence[Pair], share: float, seed: int) -> list[Pai
 
 
 def attack_pairs(pairs: Sequence[Pair], share: float, seed: int, encode: Callable[[Pair, str], tuple[int, ...]]) -> list[Pair]:
-    """Return additional pairs: each has the prompt and one reply of a pair, and an attack reply of a random kind.
+    """Return additional pairs: each has the prompt and the chosen reply of a pair, and an attack reply of a random kind.
 
-    The better reply is the chosen or the rejected one, at random: a chosen reply that beats an attack says nothing about the
-    score of the attack where the evaluator takes a right reply for a wrong one. The kinds are those of the report that need no
-    gold (`evaluation/attacks.py`), without a verdict in the judge's form.
+    The kinds are those of the report that need no gold (`evaluation/attacks.py`), without a verdict in the judge's form.
 
     Args:
         pairs: training pairs.
@@ -72,12 +64,10 @@ def attack_pairs(pairs: Sequence[Pair], share: float, seed: int, encode: Callabl
     found = []
     for pair in rng.sample(list(pairs), min(len(pairs), round(share * len(pairs)))):
         other = rng.choice(pairs)
-        better, ids = rng.choice(((pair.chosen, pair.chosen_ids), (pair.rejected, pair.rejected_ids)))
-        # A reply with the same answer as the chosen one may answer this question as well, and better than the rejected one.
-        others = () if any(_answers_alike(other.chosen, reply) for reply in (pair.chosen, better)) else (other.chosen,)
-        text = rng.choice(attacks_on(Target(pair.question_id, pair.prompt, better, others), seed=seed)).worse
-        made = replace(pair, chosen=better, chosen_ids=ids, rejected=text, rejected_ids=encode(pair, text))
-        found.append(replace(made, confidence=NO_REPLY_CONFIDENCE))
+        others = () if _answers_alike(other.chosen, pair.chosen) else (other.chosen,)
+        made = attacks_on(Target(pair.question_id, pair.prompt, pair.chosen, others), seed=seed)
+        text = rng.choice(made).worse
+        found.append(replace(pair, rejected=text, rejected_ids=encode(pair, text), confidence=CONFIDENCE))
     return found
 
 

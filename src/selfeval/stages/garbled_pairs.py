@@ -18,10 +18,15 @@ from dataclasses import dataclass, replace
 
 from selfeval.quality.dedupe import is_unspaced
 from selfeval.records import Pair
-from selfeval.stages.added_pairs import NO_REPLY_CONFIDENCE
 
-__all__ = ["GARBLED", "STYLES", "garbled_pairs"]
+__all__ = ["GARBLED", "GARBLED_CONFIDENCE", "STYLES", "garbled_pairs"]
 
+GARBLED_CONFIDENCE = 0.999
+"""Label of a pair with a garbled text.
+
+Close to 1, unlike that of the other added pairs: with 0.95 the loss asks for a margin of log 19, which is less than that of a
+judged pair, so that the garbled text would score above a reply that is taken for a wrong one.
+"""
 _RESTYLED_SHARE = 0.5
 """Share of the added pairs with replies in another style; the others have a garbled text.
 
@@ -214,4 +219,4 @@ def _in_other_styles(reply: str, rng: random.Random) -> str:
 def _garbled(pair: Pair, words: Sequence[str], rng: random.Random) -> Pair:
     better, ids = rng.choice(((pair.chosen, pair.chosen_ids), (pair.rejected, pair.rejected_ids)))
     text = GARBLED[rng.choice(tuple(GARBLED))](_Source(better, words), rng)
-    return replace(pair, chosen=better, chosen_ids=ids, rejected=text, rejected_ids=(), confidence=NO_REPLY_CONFIDENCE)
+    return replace(pair, chosen=better, chosen_ids=ids, rejected=text, rejected_ids=(), confidence=GARBLED_CONFIDENCE)
