@@ -13,8 +13,8 @@ import pytest
 from ray_tasks import Add, FailingAdd, Task, local_ray
 from selfeval.errors import DataError, WorkerError
 from selfeval.scale import pool as pool_module
-from selfeval.scale.failures import Failure
-from selfeval.scale.pool import Needs, Pool
+from selfeval.scale.failures import RETRIES, Failure
+from selfeval.scale.pool import Needs, Pool, _Slot
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,17 @@ def test_a_worker_that_cannot_load_is_replaced(ray: None, tmp_path: Path) -> Non
     assert notes == ["worker 0 could not load the model (RuntimeError: CUDA out of memory) and is replaced"] * 2
     assert pool.events.lost == 2
     assert len({path.name.partition("-")[2] for path in attempts.iterdir()}) == 3, "in a new process each time"
+
+
+def test_a_worker_that_never_loads_is_left_out_while_others_still_load(tmp_path: Path) -> None:
+    notes = list[str]()
+    pool = Pool(2, Needs(), tmp_path, note=notes.append)
+    pool.slots = [_Slot(number, None, preparing=object(), unloaded=RETRIES) for number in range(2)]
+    pool.cannot_load(pool.slots[0], RuntimeError("broken disk"))
+    assert [slot.number for slot in pool.slots] == [1]
+    assert "4 times; continuing with 1 worker(s)" in notes[0]
+    with pytest.raises(RuntimeError, match="broken disk"):
+        pool.cannot_load(pool.slots[0], RuntimeError("broken disk"))
 
 
 def test_a_model_that_no_worker_can_load_ends_the_work(ray: None, tmp_path: Path) -> None:

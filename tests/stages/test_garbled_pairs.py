@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 from selfeval.evaluation.attacks import Target, attacks_on
 from selfeval.records import Pair, Split
@@ -112,3 +113,15 @@ def test_a_pair_without_text_has_no_garbled_text_equal_to_it() -> None:
     empty = [Pair("q", "Question?", "", "", 0.9, (1,), (2,), Split.TRAIN)] * 60
     assert all(pair.rejected.strip() != pair.chosen.strip() for pair in garbled_pairs(empty, 1.0, seed=0, encode=encode))
     assert set(GARBLED).isdisjoint(STYLES)
+
+
+def test_no_garbled_text_of_a_short_reply_is_the_other_one() -> None:
+    short = [replace(pair, chosen="21", rejected="12") for pair in pairs(400)]
+    found = garbled_pairs(short, 1.0, seed=0, encode=encode)
+    assert not [pair for pair in found if pair.confidence == GARBLED_CONFIDENCE and pair.rejected in ("21", "12")]
+
+
+def test_numbers_and_code_keep_their_signs_without_punctuation() -> None:
+    assert STYLES["unpunctuated"]("答案是3、5。时间12：30，好。", random.Random(0)) == "答案是3、5时间12：30好"
+    code = "def f(x):\n    return x_1;\n"
+    assert STYLES["unpunctuated"](code, random.Random(0)) == code

@@ -9,7 +9,7 @@ import pytest
 from selfeval.config import load_config
 from selfeval.errors import TextError
 from selfeval.quality.dedupe import jaccard, shingles
-from selfeval.stages.tuning_split import held_out_conversations, split_texts
+from selfeval.stages.tuning_split import _cut_end, held_out_conversations, split_texts
 from selfeval.stages.tuning_texts import TextFiles
 
 
@@ -81,6 +81,13 @@ def test_the_ends_of_a_few_documents_are_held_out_without_copies() -> None:
     # Every line but the left-out ones, in their order.
     assert held == "".join(line for line in ends.splitlines(keepends=True) if line not in left_out)
     assert 15 <= len({passage.cluster for passage in split.held}) <= 20
+
+
+def test_the_end_of_a_text_with_long_paragraphs_and_a_last_newline_is_held_out() -> None:
+    text = "\n".join(f"{number} " + "words of it " * 150 for number in range(12)) + "\n"
+    start, end = _cut_end(text, 0.05)
+    assert start + end == text
+    assert 0.02 < len(end.strip()) / len(text) < 0.1
 
 
 def test_a_long_text_has_more_copies_than_its_end() -> None:

@@ -25,6 +25,7 @@ from selfeval.errors import InputError, MissingPackageError, RunFolderError, Sto
 from selfeval.runs.reader import RunReader
 from selfeval.store import RunStore, write_json
 from selfeval.store.changes import notify
+from selfeval.store.remote import mirror
 from selfeval.store.remote.index import INDEX, OBJECTS, read_index
 from selfeval.store.remote.lease import LEASE, Lease
 from selfeval.store.remote.mirror import Mirror, fetched, opened
@@ -370,6 +371,16 @@ def test_results_that_another_machine_has_superseded_are_kept_aside(tmp_path: Pa
     assert "another machine has continued" in said[0]
     assert str(aside) in said[0]
     assert (aside / "questions" / "shard-00002.jsonl").is_file()
+
+
+def test_results_are_kept_aside_also_after_earlier_ones_were_removed(tmp_path: Path) -> None:
+    url = new_url("file", tmp_path)
+    with opened(url, timing=FAST) as folder:
+        work(folder, 1)
+    home = home_of(folder)
+    assert home is not None
+    (home.cache / "superseded-2" / "roles").mkdir(parents=True)
+    assert WorkingCopy(home).set_aside() == home.cache / "superseded-3"
 
 
 def test_results_are_kept_if_two_processes_in_a_row_are_killed_at_the_index(
@@ -1129,3 +1140,62 @@ def test_the_reader_of_a_round_opens_the_round(tmp_path: Path) -> None:
     assert (fetched(f"{url}/rounds/02", timing=FAST) / "note.json").is_file()
     with pytest.raises(RunFolderError, match="is not a run"):
         RunReader(fetched(f"{url}/rounds/02", timing=FAST))
+
+
+# -- files that change --------------------------------------------------------------------------------------------------
+
+
+def test_a_large_file_that_grows_during_its_upload_is_uploaded_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, real = new_url("file", tmp_path), Mirror._put
+    monkeypatch.setattr(mirror, "_IN_MEMORY", 10)
+    appended: list[str] = []
+
+    def put(self: Mirror, name: str, data: Any, path: str) -> None:
+        if path == "metrics/policy.jsonl" and len(appended) < 3:
+            appended.append(path)
+            with (folder / path).open("a") as file:
+                file.write('{"step": 2}\n')
+        real(self, name, data, path)
+
+    with opened(url, timing=FAST) as folder:
+        work(folder, 1)
+        (folder / "metrics").mkdir(exist_ok=True)
+        (folder / "metrics" / "policy.jsonl").write_text('{"step": 1}\n' * 9)
+        monkeypatch.setattr(Mirror, "_put", put)
+    assert appended
+    with machine(tmp_path / "there"):
+        there = fetched(url, timing=FAST)  # compares each file with its hash
+    assert (there / "metrics" / "policy.jsonl").read_text() == (folder / "metrics" / "policy.jsonl").read_text()
+
+
+def test_labels_that_are_saved_during_the_last_upload_are_uploaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, real = new_url("file", tmp_path), Mirror._put
+
+    def put(self: Mirror, name: str, data: Any, path: str) -> None:
+        real(self, name, data, path)
+        if self._closing.is_set() and not (folder / "labels.jsonl").exists():
+            (folder / "labels.jsonl").write_text('{"a": 1}\n')
+
+    monkeypatch.setattr(Mirror, "_put", put)
+    with opened(url, timing=replace(FAST, interval=30.0)) as folder:
+        work(folder, 1)
+    with machine(tmp_path / "there"):
+        assert (fetched(url, timing=FAST) / "labels.jsonl").read_text() == '{"a": 1}\n'
+
+
+def test_vectors_of_a_search_are_kept_by_later_readers(tmp_path: Path) -> None:
+    url = new_url("file", tmp_path)
+    with opened(url, timing=FAST) as folder:
+        work(folder, 1)
+    with machine(tmp_path / "there"):
+        copy = fetched(url, timing=FAST)
+        (copy / "embeddings").mkdir()
+        (copy / "embeddings" / "x.safetensors").write_text("vectors")
+    with opened(url, timing=FAST) as folder:
+        work(folder, 2)
+    with machine(tmp_path / "there"):
+        assert fetched(url, timing=FAST) == copy
+    assert (copy / "questions" / "shard-00001.jsonl").is_file()
+    assert (copy / "embeddings" / "x.safetensors").read_text() == "vectors"

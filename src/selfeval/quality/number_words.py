@@ -9,8 +9,8 @@ articles and pronouns: "which one", 一起 (together). Ordinals, fractions and "
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, getcontext
 from typing import Final
 
 __all__ = ["with_digits"]
@@ -51,8 +51,16 @@ def with_digits(folded: str) -> str:
         >>> with_digits("一百零五个苹果和十二个梨"), with_digits("一起买3万个")
         ('105个苹果和12个梨', '一起买30000个')
     """
-    found = _PHRASE.sub(lambda match: " ".join(_english(match[0].split())), folded)
-    return _CHINESE.sub(lambda match: _chinese(match[0]), found)
+    found = _PHRASE.sub(lambda match: _read(match[0], lambda run: " ".join(_english(run.split()))), folded)
+    return _CHINESE.sub(lambda match: _read(match[0], _chinese), found)
+
+
+def _read(run: str, convert: Callable[[str], str]) -> str:
+    """Return the digits of a number in words, or the words if it has too many digits to be exact."""
+    try:
+        return convert(run)
+    except OverflowError:
+        return run
 
 
 # -- English ------------------------------------------------------------------------------------------------------------
@@ -144,6 +152,8 @@ def _shown(number: _Number) -> str:
 
 
 def _plain(value: Decimal) -> str:
+    if value.adjusted() >= getcontext().prec:
+        raise OverflowError(f"a number of {value.adjusted() + 1} digits")
     return f"{int(value)}" if value == int(value) else f"{value.normalize():f}"
 
 

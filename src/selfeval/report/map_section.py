@@ -125,6 +125,8 @@ def _weakest(found: DomainMap) -> str:
 
 
 def _thin(found: DomainMap) -> list[str]:
+    if not found.clusters:
+        return []
     mean = sum(cluster.questions for cluster in found.clusters) / len(found.clusters)
     thin = [(n, c) for n, c in enumerate(found.clusters, 1) if c.questions < THIN * mean]
     if not thin:

@@ -22,6 +22,7 @@ from selfeval.quality.embeddings.cache import CachedEmbedder
 from selfeval.quality.vector_index import Contents, VectorIndex
 from selfeval.records import Pair
 from selfeval.runs.reader import RunReader
+from selfeval.texts import shortened
 
 __all__ = ["Found", "RunSearch", "SearchKind", "check_kind", "index_path"]
 
@@ -106,7 +107,8 @@ class RunSearch:
             The records, the most similar first. Replies with equal texts are found once.
 
         Raises:
-            InputError: the text is empty, the count is not positive, or there is no such kind.
+            InputError: the text is empty or has no word that the embedder knows, the count is not positive, or there is no such
+                kind.
             MissingPackageError: faiss is not installed.
             RunFolderError: no such record is written yet, or a file is damaged.
         """
@@ -135,7 +137,12 @@ class RunSearch:
     def _query(self, text: str) -> Vectors:
         # Not kept in the run folder: it is not a text of the run.
         embedder = self._embedder.embedder if isinstance(self._embedder, CachedEmbedder) else self._embedder
-        return embedder.embed([text])
+        query = embedder.embed([text])
+        if not query.any():
+            raise InputError(
+                f"{embedder.name} knows no word of {shortened(text)!r}; use other words, or another embeddings.embedder"
+            )
+        return query
 
     # -- records --------------------------------------------------------------------------------------------------------
 

@@ -229,7 +229,7 @@ class Pool:
         Its machine may have no room for the model yet: that of a killed process is not free at once.
 
         Raises:
-            Exception: the error, if no worker has loaded the model.
+            Exception: the error, if no other worker is left.
         """
         slot.unloaded += 1
         said = f"worker {slot.number} could not load the model ({type(error).__name__}: {error})"
@@ -239,7 +239,7 @@ class Pool:
             self._end(slot)
             self._fill(slot)
             return
-        if all(other.preparing is not None for other in self.slots):
+        if len(self.slots) == 1:
             raise error
         self.note(f"{said} {slot.unloaded} times; continuing with {len(self.slots) - 1} worker(s)")
         self._end(slot)

@@ -17,7 +17,7 @@ from selfeval.quality.answers import answer_of
 from selfeval.quality.dedupe import jaccard, units
 from selfeval.records import Pair
 
-__all__ = ["CONFIDENCE", "attack_pairs", "mismatched_pairs"]
+__all__ = ["CONFIDENCE", "answers_alike", "attack_pairs", "mismatched_pairs"]
 
 CONFIDENCE = 0.95
 """Label of these pairs. Below 1, because a reply to a similar question is sometimes a good reply to this one too."""
@@ -42,7 +42,7 @@ def mismatched_pairs(pairs: Sequence[Pair], share: float, seed: int) -> list[Pai
     found = []
     for pair in rng.sample(list(pairs), min(len(pairs), round(share * len(pairs)))):
         drawn = rng.sample(list(pairs), min(len(pairs), _CANDIDATES))
-        others = [p for p in drawn if p.question_id != pair.question_id and not _answers_alike(p.chosen, pair.chosen)]
+        others = [p for p in drawn if p.question_id != pair.question_id and not answers_alike(p.chosen, pair.chosen)]
         if others:
             nearest = max(others, key=lambda p: jaccard(words[p.question_id], words[pair.question_id]))
             found.append(replace(pair, rejected=nearest.chosen, rejected_ids=nearest.chosen_ids, confidence=CONFIDENCE))
@@ -64,13 +64,14 @@ def attack_pairs(pairs: Sequence[Pair], share: float, seed: int, encode: Callabl
     found = []
     for pair in rng.sample(list(pairs), min(len(pairs), round(share * len(pairs)))):
         other = rng.choice(pairs)
-        others = () if _answers_alike(other.chosen, pair.chosen) else (other.chosen,)
+        others = () if answers_alike(other.chosen, pair.chosen) else (other.chosen,)
         made = attacks_on(Target(pair.question_id, pair.prompt, pair.chosen, others), seed=seed)
         text = rng.choice(made).worse
         found.append(replace(pair, rejected=text, rejected_ids=encode(pair, text), confidence=CONFIDENCE))
     return found
 
 
-def _answers_alike(one: str, other: str) -> bool:
+def answers_alike(one: str, other: str) -> bool:
+    """Return whether two replies have the same text or the same number as their final answer."""
     number = answer_of(one, "number")
     return one.strip() == other.strip() or (number is not None and number == answer_of(other, "number"))

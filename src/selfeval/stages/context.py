@@ -20,7 +20,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.snapshot import commit_of
 from selfeval.backbone.threads import is_set_by_user
 from selfeval.config import JudgeRole, RunConfig
-from selfeval.errors import ModelError
+from selfeval.errors import ModelError, RunFolderError
 from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Judge, JudgeFit
 from selfeval.judging.server.cache import ANSWERS
@@ -183,6 +183,11 @@ class Context:
         earlier = self.first.run.get("device") or {}
         if earlier.get("device") == kind and earlier.get("model") == self.config.model:
             tokens = earlier.get("pass_tokens")
+            if tokens is not None and (type(tokens) is not int or tokens < 1):
+                raise RunFolderError(
+                    f"{self.first.root / 'run.json'} is damaged: device.pass_tokens is {tokens!r} instead of a number of "
+                    "tokens; restore it from a backup"
+                )
         elif measures_passes(backbone) and not is_set_by_user():
             tokens = pick_pass_tokens(backbone, settings.batch_tokens)
             self.terminal.note(f"scoring passes of {tokens:,} tokens, the fastest size on this machine")

@@ -13,6 +13,7 @@ from selfeval.records import Question, Split
 from selfeval.report.map_points import MAP_FILE, MapPoints
 from selfeval.report.schema import DomainMap
 from selfeval.stages.context import Context
+from selfeval.stages.shards import POISONED
 
 __all__ = ["draw_map", "fit_embedder", "texts_of_domain"]
 
@@ -57,7 +58,8 @@ def _texts(context: Context, questions: Collection[Question]) -> tuple[list[MapT
     """Draw the texts at random, by the seed of the run; return them and the number of all texts."""
     most = context.config.evaluation.map_points
     seeds = [MapText("seed", seed.question) for seed in context.seeds]
-    drops = [MapText("dropped", d.text, reason=d.reason) for d in context.store.read_dropped("questions") if d.text.strip()]
+    dropped = [d for d in context.store.read_dropped("questions") if d.text.strip() and d.reason != POISONED]
+    drops = [MapText("dropped", d.text, reason=d.reason) for d in dropped]
     asked = [MapText("test" if q.split == Split.TEST else "train", q.text, id=q.id) for q in questions]
     drawn = [
         *_draw(context, "seeds", seeds, int(_MOST_SEEDS * most)),

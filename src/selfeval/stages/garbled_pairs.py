@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from selfeval.quality.dedupe import is_unspaced
 from selfeval.records import Pair
+from selfeval.stages.added_pairs import answers_alike
 
 __all__ = ["GARBLED", "GARBLED_CONFIDENCE", "STYLES", "garbled_pairs"]
 
@@ -38,7 +39,7 @@ _FEWEST_WORDS = 4
 
 _CASE_MATTERS = re.compile(r"[\\`_{}$]|[A-Z][a-z]?\d|[a-z][A-Z]")
 """Code, LaTeX and chemical formulas: in capitals they are wrong."""
-_FULL_WIDTH = re.compile("[，。；：！？、]")
+_FULL_WIDTH = re.compile(r"(?<!\d)[，。；：！？、]|[，。；：！？、](?!\d)")
 _STOP = re.compile(r"\.(?=\s|$)|。")
 _INTERJECTIONS = ("hmm", "well", "er", "I guess", "you know", "like")
 _SENTENCE_END = re.compile(r"(?<=\.) |(?<=。)(?=.)")
@@ -122,6 +123,8 @@ def _in_capitals(reply: str, rng: random.Random) -> str:
 
 
 def _unpunctuated(reply: str, rng: random.Random) -> str:
+    if _CASE_MATTERS.search(reply):  # code needs its signs and lines too
+        return reply
     # Punctuation of scripts without spaces is inside of what `split` returns.
     return " ".join(_FULL_WIDTH.sub("", word).rstrip(".,;:!?") for word in reply.split())
 
@@ -219,4 +222,6 @@ def _in_other_styles(reply: str, rng: random.Random) -> str:
 def _garbled(pair: Pair, words: Sequence[str], rng: random.Random) -> Pair:
     better, ids = rng.choice(((pair.chosen, pair.chosen_ids), (pair.rejected, pair.rejected_ids)))
     text = GARBLED[rng.choice(tuple(GARBLED))](_Source(better, words), rng)
+    if len(_pieces(better)) < _FEWEST_WORDS and any(answers_alike(text, reply) for reply in (pair.chosen, pair.rejected)):
+        text = better  # such as "21" made of "12", which may be the right reply; a pair of equal texts is left out
     return replace(pair, chosen=better, chosen_ids=ids, rejected=text, rejected_ids=(), confidence=GARBLED_CONFIDENCE)

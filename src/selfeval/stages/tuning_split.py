@@ -140,7 +140,8 @@ def _ends(documents: Sequence[str], share: float) -> TextSplit:
 
 def _cut_end(text: str, share: float) -> tuple[str, str]:
     place = len(text) - round(share * len(text))
-    found = next((found for sign in "\n 。" if (found := text.find(sign, place, place + 2000)) >= 0), -1)
+    end = len(text.rstrip())  # nothing would be held out after the last sign
+    found = next((found for sign in "\n 。" if (found := text.find(sign, place, min(place + 2000, end))) >= 0), -1)
     return (text, "") if found < 0 else (text[: found + 1], text[found + 1 :])
 
 

@@ -85,3 +85,13 @@ def test_a_missing_model_is_named_offline(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=r"embeddings\.sentence-transformers\.model = .*none cannot be loaded"):
         SentenceTransformersEmbedder(SentenceTransformersConfig(model=str(tmp_path / "none")))
+
+
+def test_a_folder_with_modules_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]')
+    (tmp_path / "evil.py").write_text("raise SystemExit(3)")
+    with pytest.raises(ModelError, match=r"modules with code of its own \(evil\.Evil\), which is never run"):
+        SentenceTransformersEmbedder(SentenceTransformersConfig(model=str(tmp_path)), device="cpu")
+    (tmp_path / "modules.json").write_text("[{")
+    with pytest.raises(ModelError, match="is damaged"):
+        SentenceTransformersEmbedder(SentenceTransformersConfig(model=str(tmp_path)), device="cpu")

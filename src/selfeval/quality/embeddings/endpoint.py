@@ -148,8 +148,8 @@ def parse_embeddings(body: str, count: int) -> tuple[Vectors, int]:
         rows: Sequence[Mapping[str, Any]] = sorted(values["data"], key=lambda row: int(row["index"]))
         vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
         usage = values.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        tokens = max(0, int(usage.get("prompt_tokens") or 0))
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise Malformed(f"the body is not a list of embeddings: {error}") from error
     if vectors.ndim != 2 or len(vectors) != count or not vectors.size or not np.isfinite(vectors).all():
         raise Malformed(f"expected {count} vectors of finite numbers, got an array of shape {vectors.shape}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,28 @@ def _width(model: Any) -> int:
     return int(named())
 
 
+def _refuse_code(model: str) -> None:
+    """Refuse a local folder with modules of its own: versions below 6 run them whatever `trust_remote_code` says.
+
+    Raises:
+        ModelError: see above, or its list of modules cannot be read.
+    """
+    path = Path(model) / "modules.json"
+    if not path.is_file():
+        return
+    try:
+        kinds = [str(module["type"]) for module in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"embeddings.sentence-transformers.model = {model}: {path} is damaged ({error})") from error
+    if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
+        raise ModelError(
+            f"embeddings.sentence-transformers.model = {model} has modules with code of its own ({', '.join(foreign)}), which "
+            "is never run; use a model of sentence_transformers' own modules"
+        )
+
+
 def _load(model: str, device: str | None) -> Any:
+    _refuse_code(model)
     made = _import_package().SentenceTransformer
     offline = os.environ.get("HF_HUB_OFFLINE", "").strip().lower() not in _OFF
     try:

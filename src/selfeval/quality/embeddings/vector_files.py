@@ -99,8 +99,11 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
         if not 0 < length <= _LARGEST_HEADER:
             raise ValueError("it has no header")
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict):
+        try:
+            header = json.loads(file.read(length))
+        except RecursionError as error:
+            raise ValueError("its header is nested too deeply") from error
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__") or {}, dict):
         raise ValueError("its header is not an object")
     return header, 8 + length
 
@@ -108,10 +111,15 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _mapped(path: Path, header: dict[str, Any], start: int, name: str, kind: type[Any]) -> NDArray[Any]:
     try:
         shape = tuple(int(size) for size in header[name]["shape"])
-        begin, end = header[name]["data_offsets"]
-    except (KeyError, TypeError) as error:
+        begin, end = (int(place) for place in header[name]["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it has no tensor {name}") from error
-    if end - begin != int(np.prod(shape)) * np.dtype(kind).itemsize or path.stat().st_size < start + end:
+    if (
+        begin < 0
+        or min(shape, default=0) < 0
+        or end - begin != int(np.prod(shape)) * np.dtype(kind).itemsize
+        or path.stat().st_size < start + end
+    ):
         raise ValueError("it is truncated")
     if end == begin:
         return np.zeros(shape, kind)

@@ -17,9 +17,10 @@ from pathlib import Path
 from selfeval.store.changes import CHANGING
 from selfeval.store.remote.working_copy import Facts, facts_of, files_of
 
-__all__ = ["Listing", "listed"]
+__all__ = ["Listing", "copy_start", "listed"]
 
 _ATTEMPTS = 8
+_CHUNK = 1 << 20
 _PAUSE = 0.01
 """Seconds before the second attempt; doubled before each later one."""
 
@@ -100,3 +101,11 @@ def _link(source: Path, target: Path) -> bool:
         except FileNotFoundError:
             return False
     return True
+
+
+def copy_start(source: Path, target: Path, size: int) -> None:
+    """Copy the first bytes of a file to which others may append."""
+    with source.open("rb") as read, target.open("wb") as write:
+        while size and (data := read.read(min(size, _CHUNK))):
+            write.write(data)
+            size -= len(data)

@@ -26,18 +26,20 @@ from selfeval.errors import InputError, RunFolderError, StorageError
 from selfeval.store.changes import observing
 from selfeval.store.remote.index import INDEX, OBJECTS, Entry, Index, epoch_of, object_name, read_index
 from selfeval.store.remote.lease import Lease, Timing, claim, lost, read_credentials_again
-from selfeval.store.remote.listing import listed
+from selfeval.store.remote.listing import copy_start, listed
 from selfeval.store.remote.objects import Objects, open_objects
 from selfeval.store.remote.places import Home, home_of, is_url, run_path
 from selfeval.store.remote.reaching import reach
 from selfeval.store.remote.threads import in_threads
-from selfeval.store.remote.working_copy import MissingObjectError, State, WorkingCopy, facts_of, hash_of
+from selfeval.store.remote.working_copy import Facts, MissingObjectError, State, WorkingCopy, facts_of, hash_of
 
 __all__ = ["Mirror", "fetched", "opened"]
 
 _ATTEMPTS = 5
 _IN_MEMORY = 8 << 20
 """Size in bytes up to which a file is read once for its hash and its upload."""
+_LAST_UPLOADS = 3
+"""Further looks at the working copy before a run is closed."""
 _NOT_READ = ("checkpoints", "replaced")
 """Folders of a run or round that only a resumed run needs, and that may be larger than everything else."""
 
@@ -346,22 +348,37 @@ class Mirror:
 
     def _upload_one(self, path: str, part: Path) -> Entry:
         """Upload the content of a file, unless an object has it, and return its entry."""
-        while True:
-            before = facts_of(part)
-            assert before is not None
-            data = part.read_bytes() if before[1] <= _IN_MEMORY else part
-            digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else hash_of(part)
-            size = len(data) if isinstance(data, bytes) else before[1]
-            with self._alone[int(digest[:2], 16) % len(self._alone)]:  # two files may have the same content
-                name = self._by_hash.get(digest)
-                if name is None:
-                    name = object_name(self._lease.epoch, digest)
-                    self._put(name, data, path)
-                    # Not uploaded again if this upload fails at another file.
-                    self._by_hash[digest] = self._not_listed[digest] = name
+        before = facts_of(part)
+        assert before is not None
+        found = self._stored(path, part, before)
+        if found is None:
+            # What it was has not changed, because lines are only appended to a file that is not replaced.
+            private = part.with_name(f"{part.name}.copy")
+            copy_start(part, private, before[1])
+            found = self._stored(path, private, before)
+            private.unlink()
+        assert found is not None, f"{path}: another process writes to the staging folder"
+        return found
+
+    def _stored(self, path: str, part: Path, facts: Facts) -> Entry | None:
+        """Upload a file as `_upload_one` does; return None if a large one was appended to in the meantime."""
+        before = facts_of(part)
+        assert before is not None
+        data = part.read_bytes() if before[1] <= _IN_MEMORY else part
+        digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else hash_of(part)
+        with self._alone[int(digest[:2], 16) % len(self._alone)]:  # two files may have the same content
+            name = self._by_hash.get(digest)
+            is_new = name is None
+            if name is None:
+                name = object_name(self._lease.epoch, digest)
+                self._put(name, data, path)
             # A large file is read twice: if it was appended to in between, its object does not have the hash.
-            if isinstance(data, bytes) or facts_of(part) == before:
-                return Entry(name, digest, size, before[2])
+            if not isinstance(data, bytes) and facts_of(part) != before:
+                return None
+            if is_new:
+                # Not uploaded again if this upload fails at another file.
+                self._by_hash[digest] = self._not_listed[digest] = name
+        return Entry(name, digest, len(data) if isinstance(data, bytes) else before[1], facts[2])
 
     def _put(self, name: str, data: bytes | Path, path: str) -> None:
         self._lease.check()
@@ -436,6 +453,9 @@ class Mirror:
         self._gives_up = self._hurry
         self._check()
         self.upload()
+        # Labels that were saved during the upload, which may take minutes.
+        for _ in range(_LAST_UPLOADS):
+            self.upload()
         self._sweep()
         self._write_state(replace(self._state, is_ahead=False))
         # A new run that was refused has written nothing, and leaves nothing.

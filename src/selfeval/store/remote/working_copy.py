@@ -39,8 +39,9 @@ __all__ = [
 ]
 
 _LEFT_OUT = (LOCK, FENCE, ".labels.lock", PROGRESS)
-_MADE_HERE = ("search",)
-"""Folders that reading commands write to: indexes, which are made again if they are not those of the records."""
+_MADE_HERE = ("search", "embeddings")
+"""Folders that reading commands write to: indexes, which are made again if they are not those of the records, and vectors of
+texts, which are found by the hash of the text."""
 _UNFINISHED = (".part", ".old")
 
 Facts = tuple[int, int, int]
@@ -189,7 +190,8 @@ class WorkingCopy:
         """Move the copy away, if it has anything; return its new place."""
         if not self.root.is_dir() or not any(self.root.iterdir()):
             return None
-        number = sum(1 for _ in self.home.cache.glob("superseded-*")) + 1
+        numbers = (path.name.partition("-")[2] for path in self.home.cache.glob("superseded-*"))
+        number = max((int(found) for found in numbers if found.isdigit()), default=0) + 1
         target = self.home.cache / f"superseded-{number}"
         os.replace(self.root, target)
         self.home.state.unlink(missing_ok=True)
