@@ -77,8 +77,8 @@ def test_rows_of_several_roles_share_a_step() -> None:
     mixed = after(["policy", "other", "policy"], 3)
     torch.testing.assert_close(mixed[:1], after("policy", 1))
     torch.testing.assert_close(mixed[1:2], after("other", 1))
-    assert not torch.equal(mixed[0], mixed[1])
-    assert torch.equal(mixed[0], mixed[2])
+    assert not torch.allclose(mixed[0], mixed[1], atol=1e-2)
+    torch.testing.assert_close(mixed[0], mixed[2])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "glm4", "gemma2", "mixtral", "mamba"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,16 +247,17 @@ def tune_answers(
 
 
 def test_the_weights_with_the_lowest_held_out_loss_are_kept(tmp_path: Path, one_thread: None) -> None:
-    held_out = pack_documents(answers(6, seed=2), 40)
-    # Far too high, so that the loss goes up and down. At which step it is lowest depends on the processor's rounding.
-    for rate in (0.3, 0.5, 1.0, 2.0):
-        config, backbone = CONFIG.model_copy(update={"steps": 11, "learning_rate": rate}), fresh()
-        lines, measured = tune_answers(backbone, tmp_path / str(rate), config, held_out)
-        seen = {int(line["step"]): line["held_out_loss"] for line in lines if "held_out_loss" in line}
-        assert list(seen) == [0, 3, 6, 9, 11]
-        best = min((step for step in seen if step), key=lambda step: seen[step])
-        if best != 11:
-            break
+    # Their completions have a word that no other document has, so that their loss rises from step 3 on.
+    found = [
+        replace(document, ids=tuple(1 if counts else word for word, counts in zip(document.ids, document.trained, strict=True)))
+        for document in answers(6, seed=2)
+    ]
+    held_out = pack_documents(found, 40)
+    config, backbone = CONFIG.model_copy(update={"steps": 11, "learning_rate": 0.03}), fresh()
+    lines, measured = tune_answers(backbone, tmp_path, config, held_out)
+    seen = {int(line["step"]): line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    assert list(seen) == [0, 3, 6, 9, 11]
+    best = min((step for step in seen if step), key=lambda step: seen[step])
     assert best != 11, "otherwise nothing had to be restored"
     assert (measured.before, measured.best) == (seen[0], (best, seen[best]))
     assert documents_loss(backbone, ROLE, held_out, 4096) == pytest.approx(seen[best], abs=1e-6)
