@@ -1,6 +1,6 @@
 """Workers on one machine: the overhead of Ray, the time with 1, 2 and 4 workers, and recovery from kills in all stages.
 
-python benchmarks/scale.py [--workers 1 2 4] [--questions 300] [--kills 100]
+python benchmarks/scale.py [--workers 1 2 4] [--questions 6500] [--kills 100]
 
 The times are those of runs of the embedded model up to the verdicts, with one CPU thread per process: wall seconds, and CPU
 seconds, which another user of the machine changes less. The time in which workers start is apart. Shards are compared with
@@ -300,7 +300,7 @@ def earlier(questions: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
-    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--questions", type=int, default=6500)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--only", choices=("times", "kills"), help="one of the two parts; default: both")
     parser.add_argument("--work", type=Path, default=Path("runs") / "scale", help="folder of the runs")
