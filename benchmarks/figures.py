@@ -921,7 +921,29 @@ def attacks_table() -> str:
             below = {kind["kind"]: kind["below"] for kind in row["attacks"]["kinds"]}
             cells = (row["accuracy_gold"], row["attacks"]["total"], *(below[kind] for kind in kinds))
             lines.append(f"| {name} | {run['seed']} | {' | '.join(_figure(cell) for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_evaluator_parts(found)]) + "\n"
+
+
+def _evaluator_parts(found: dict[str, Any]) -> list[str]:
+    """Return the table of the accuracy by gold on parts of the test pairs."""
+    parts = ("longer is right", "shorter is right", "judge was sure")
+    first = next(iter(found["runs"][0]["settings"].values()))
+    lines = [
+        f"Of the same evaluators, on all test pairs with one right reply, whatever the judge's verdict (n = "
+        f"{first['accuracy_gold']['n']:,}; the judge was sure of {first['parts']['judge was sure']['n']:,}), and the lowest of "
+        "the ten families of word problems, of those with at least 100 pairs.",
+        "",
+        "| pairs | seed | right | where the longer reply is | … the shorter one | where the judge was sure | lowest family |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        for name, row in run["settings"].items():
+            families = [(k.removeprefix("family "), v) for k, v in row["parts"].items() if k.startswith("family ")]
+            lowest, figure = min(((k, v) for k, v in families if v["n"] >= 100), key=lambda found: found[1]["value"])
+            cells = (row["accuracy_gold"], *(row["parts"][part] for part in parts))
+            shown = " | ".join(map(_figure, cells))
+            lines.append(f"| {name} | {run['seed']} | {shown} | {lowest}: {_figure(figure)} |")
+    return lines
 
 
 def _by_size(rows: list[dict[str, Any]], key: str, sizes: list[int]) -> list[str]:
