@@ -893,6 +893,10 @@ def _best_of_n_lines(trained: dict[str, Any], best: dict[str, Any]) -> list[str]
 
 
 def _figure(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "none"
+    if figure["ci_low"] is None:  # of clusters that are all alike
+        return f"{100 * figure['value']:.1f}%"
     low, high = 100 * figure["ci_low"], 100 * min(figure["ci_high"], 1.0)
     return f"{100 * figure['value']:.1f}% ({low:.1f} to {high:.1f})"
 
@@ -954,6 +958,8 @@ def _by_size(rows: list[dict[str, Any]], key: str, sizes: list[int]) -> list[str
 
 
 def _interval(figure: dict[str, Any]) -> str:
+    if figure["ci_low"] is None:  # of clusters that are all alike
+        return f"{100 * figure['value']:.1f}%"
     return f"{100 * figure['value']:.1f}% ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
 
 
