@@ -74,8 +74,10 @@ def test_gradients_equal_those_of_the_merged_weights(tmp_path: Path, family: str
     rows = backbone.roles.rows["tuned"]
     for weight, trained in zip(weights, [rows.input, *([] if rows.output is None else [rows.output])], strict=True):
         assert trained.grad is not None
-        torch.testing.assert_close(trained.grad, weight.grad[FIRST : FIRST + COUNT], rtol=1e-3, atol=1e-5)
-        assert trained.grad.abs().max() > 1e-3
+        expected = weight.grad[FIRST : FIRST + COUNT]
+        # Both differ from gradients in 64 bits by 1e-5 of the largest element, and so by much more of one that nearly cancels.
+        torch.testing.assert_close(trained.grad, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+        assert expected.abs().max() > 1e-3
 
 
 def test_only_the_acting_role_sees_its_rows() -> None:

@@ -71,7 +71,8 @@ def answered(batch: LiveBatch, request: Request, seed: int, limit: int = LIMIT, 
 
 def check_equal(found: Rollout, expected: Rollout) -> None:
     assert (found.ids, found.finished, found.hidden) == (expected.ids, expected.finished, expected.hidden)
-    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    # A low temperature scales the rounding errors of the logits, which are about 1e-6.
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=5e-5)
 
 
 def asked() -> Iterator[tuple[Request, int]]:
